@@ -1,0 +1,139 @@
+"""What a cell prints: one pipe behind file descriptors 1 and 2, read by the I/O thread into a bounded buffer.
+
+Both descriptors share one pipe, so the order of stdout, stderr, subprocesses and ``os.write`` is the order in which they wrote.
+"""
+
+from __future__ import annotations
+
+import array
+import codecs
+import fcntl
+import io
+import os
+import sys
+import termios
+from typing import Any, List, Tuple, cast
+
+PIPE_BYTES = 1024 * 1024  # asked of the kernel; fewer hand-overs between a printing cell and the reader
+TAIL_SHARE = 4  # a quarter of the kept characters is the end of the output: that is where a traceback stands
+F_SETPIPE_SZ = 1031
+
+
+class Capture:
+    """Keeps the head and the tail of a text of any length, and counts its characters."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._reset()
+
+    def _reset(self) -> None:
+        self._head: List[str] = []
+        self._head_chars = 0
+        self._reported = 0
+        self._tail = ""
+        self._total = 0
+
+    def write(self, data: bytes) -> None:
+        """Take bytes as they come from the pipe; characters may be cut anywhere."""
+        self._add(self._decoder.decode(data))
+
+    def _add(self, text: str) -> None:
+        self._total += len(text)
+        room = self.limit - self._head_chars
+        if room > 0:
+            self._head.append(text[:room])
+            self._head_chars += min(room, len(text))
+            text = text[room:]
+        if text:
+            self._tail = (self._tail + text[-self._tail_chars :])[-self._tail_chars :]
+
+    @property
+    def _tail_chars(self) -> int:
+        return max(1, self.limit // TAIL_SHARE)
+
+    def progress(self) -> str:
+        """What has been added to the head since the last call; the host has it even if this process dies."""
+        head = "".join(self._head)
+        self._head = [head]
+        fresh, self._reported = head[self._reported :], len(head)
+        return fresh
+
+    def take(self) -> Tuple[str, int]:
+        """The text kept since the last take, and how many characters there were."""
+        head, tail, total = "".join(self._head), self._tail, self._total
+        self._reset()
+        if total <= self.limit:
+            return head, total
+        head = head[: self.limit - len(tail)]
+        cut = total - len(head) - len(tail)
+        return f"{head}\n… [{cut:,} of {total:,} characters cut here] …\n{tail}", total
+
+
+def open_pipe() -> Tuple[int, int]:
+    """A pipe (read end, write end) for a worker's output, as large as the kernel allows without privileges."""
+    reader, writer = os.pipe()
+    try:
+        fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES)
+    except (OSError, ValueError):
+        pass  # not Linux, or over the user's pipe quota: the default size only costs speed
+    os.set_blocking(reader, False)
+    return reader, writer
+
+
+def waiting(reader: int) -> int:
+    """How many bytes wait in a pipe."""
+    count = array.array("i", [0])
+    fcntl.ioctl(reader, termios.FIONREAD, count)
+    return count[0]
+
+
+class Stdio:
+    """The worker's descriptors 0, 1 and 2 and its ``sys.stdin/stdout/stderr``, put right again after every cell."""
+
+    def __init__(self, writer: int) -> None:
+        self._writer = writer
+        self._null = os.open(os.devnull, os.O_RDONLY)
+        self.restore()
+
+    def restore(self) -> None:
+        """Point descriptors and ``sys`` streams where they belong, whatever the cell did to them."""
+        for number in (1, 2):
+            if not _same(number, self._writer):
+                os.dup2(self._writer, number)
+        if not _same(0, self._null):
+            os.dup2(self._null, 0)
+        for name, number in (("stdout", 1), ("stderr", 2)):
+            if not _is_ours(getattr(sys, name, None), number):
+                setattr(sys, name, _text_stream(number))
+        if not _is_ours(sys.stdin, 0):
+            stdin: Any = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "rb", closefd=False)), "utf-8", "surrogateescape")
+            stdin._arlm_number = 0
+            sys.stdin = stdin
+
+    def flush(self) -> None:
+        """Push what Python still buffers into the pipe."""
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError, AttributeError):
+                pass  # the cell closed or replaced it; restore() follows
+
+
+def _same(number: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(number, other)
+    except OSError:
+        return False
+
+
+def _is_ours(stream: Any, number: int) -> bool:
+    return getattr(stream, "_arlm_number", None) == number and not stream.closed
+
+
+def _text_stream(number: int) -> io.TextIOWrapper:
+    # write_through without line buffering would write() per print argument; line buffering writes once a line.
+    raw = io.BufferedWriter(io.FileIO(number, "wb", closefd=False), 64 * 1024)
+    stream: Any = io.TextIOWrapper(raw, "utf-8", "backslashreplace", newline="\n", line_buffering=True)
+    stream._arlm_number = number
+    return cast(io.TextIOWrapper, stream)

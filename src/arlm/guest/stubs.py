@@ -1,0 +1,189 @@
+"""REPL functions as code in a cell sees them: plain functions, made from what the host says in its hello."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import inspect
+from typing import Any, Callable, Dict, Generator, List, Optional, cast
+
+from . import wire
+from .link import Call, CallFailed, Link
+
+BATCH_CHARS = wire.FRAGMENT_CHARS  # a batch is sent in requests of about this size
+WINDOW_CHARS = 64 * wire.FRAGMENT_CHARS  # unanswered batch text of one call; the host refuses far more, so wait before that
+
+
+class Reply(str):
+    """What a model answered: a str. Awaiting it gives it back, so that ``await llm_query(x)`` is no error."""
+
+    __slots__ = ()
+    failed = False
+
+    def __await__(self) -> Generator[Any, None, Reply]:
+        """Give the reply itself."""
+        yield from ()
+        return self
+
+
+class FailedReply(Reply):
+    """Stands in the place of a sub-call that failed: the text starts with ``Error: ``, and ``failed`` is True."""
+
+    __slots__ = ()
+    failed = True
+
+
+class Replies(List[Reply]):
+    """A list of replies; awaiting it gives it back."""
+
+    def __await__(self) -> Generator[Any, None, Replies]:
+        """Give the list itself."""
+        yield from ()
+        return self
+
+
+def build(specs: List[Dict[str, Any]], link: Link) -> Dict[str, Callable[..., Any]]:
+    """Functions by name for the specs of the host's hello.
+
+    A spec: ``name``, ``doc``, ``params`` (``[name]`` or ``[name, default]`` each), ``returns`` ("reply", "replies" or "json"),
+    ``split`` (the list parameter by which a batch is sent in pieces, or None), ``awaitable`` (an async function), ``method``.
+    """
+    return {spec["name"]: _stub(spec, link) for spec in specs}
+
+
+def _stub(spec: Dict[str, Any], link: Link) -> Callable[..., Any]:
+    signature = inspect.Signature(
+        [
+            inspect.Parameter(param[0], inspect.Parameter.POSITIONAL_OR_KEYWORD, default=param[1] if len(param) > 1 else inspect.Parameter.empty)
+            for param in spec["params"]
+        ]
+    )
+    name, method, returns, split = spec["name"], spec["method"], spec["returns"], spec["split"]
+
+    def bind(args: Any, kwargs: Any) -> Dict[str, Any]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        try:
+            arguments = bind(args, kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}(): {error}") from None
+        if split is not None:
+            return Replies(_batch(link, method, arguments, split))
+        return _value(_ask(link, method, arguments), returns)
+
+    async def awaitable(*args: Any, **kwargs: Any) -> Any:
+        return _value(await _ask_async(link, method, bind(args, kwargs)), returns)
+
+    stub: Any = awaitable if spec["awaitable"] else plain
+    stub.__name__ = stub.__qualname__ = name
+    stub.__doc__ = spec["doc"]
+    stub.__signature__ = signature
+    stub.__module__ = "arlm"
+    return cast(Callable[..., Any], stub)
+
+
+def _value(answer: Any, returns: str) -> Any:
+    if returns == "json":
+        return answer
+    return FailedReply(answer["failed"]) if "failed" in answer else Reply(answer["text"])
+
+
+def _request(link: Link, method: str, arguments: Dict[str, Any]) -> Call:
+    try:
+        return link.request(method, arguments)
+    except wire.TooLarge:
+        raise
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{method}(): an argument cannot be sent ({error}); pass text, numbers, lists and dicts") from None
+
+
+def _ask(link: Link, method: str, arguments: Dict[str, Any]) -> Any:
+    call = _request(link, method, arguments)
+    try:
+        return call.wait()
+    except CallFailed as error:
+        raise exception(error) from None
+    except BaseException:
+        link.cancel(call)
+        raise
+
+
+async def _ask_async(link: Link, method: str, arguments: Dict[str, Any]) -> Any:
+    loop = asyncio.get_running_loop()
+    answered = loop.create_future()
+
+    def wake(_call: Call) -> None:
+        try:
+            loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(None))
+        except RuntimeError:
+            pass  # that loop is closed: nobody waits any more
+
+    call = _request(link, method, arguments)
+    call.then(wake)
+    try:
+        await answered
+        return call.result()
+    except CallFailed as error:
+        raise exception(error) from None
+    except BaseException:
+        link.cancel(call)
+        raise
+
+
+def _batch(link: Link, method: str, arguments: Dict[str, Any], split: str) -> List[Reply]:
+    items = arguments[split]
+    if isinstance(items, (str, bytes)) or not hasattr(items, "__iter__"):
+        raise TypeError(f"{method}(): {split} must be a list of str, not {type(items).__name__}")
+    items = list(items)
+    for position, item in enumerate(items):
+        if not isinstance(item, str):
+            raise TypeError(f"{method}(): {split}[{position}] must be a str, not {type(item).__name__}")
+    under_way: List[Call] = []
+    replies: List[Reply] = []
+    sizes: List[int] = []
+    try:
+        for piece in _pieces(items):
+            size = sum(map(len, piece))
+            while under_way and sum(sizes) + size > WINDOW_CHARS:
+                replies += _collect(under_way[0])
+                del under_way[0], sizes[0]
+            under_way.append(_request(link, method, {**arguments, split: piece}))
+            sizes.append(size)
+        while under_way:
+            replies += _collect(under_way[0])
+            del under_way[0], sizes[0]
+    except CallFailed as error:
+        raise exception(error) from None
+    finally:
+        for call in under_way:
+            link.cancel(call)
+    return replies
+
+
+def _collect(call: Call) -> List[Reply]:
+    return [_value(answer, "reply") for answer in call.wait()]
+
+
+def _pieces(items: List[str]) -> Generator[List[str], None, None]:
+    piece: List[str] = []
+    size = 0
+    for item in items:
+        if piece and size + len(item) > BATCH_CHARS:
+            yield piece
+            piece, size = [], 0
+        piece.append(item)
+        size += len(item) + 16
+    if piece:
+        yield piece
+
+
+def exception(error: CallFailed) -> Exception:
+    """The exception to raise in the cell: a built-in one by its name, else a RuntimeError that carries the name."""
+    known = getattr(builtins, error.kind, None)
+    if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UnicodeError):
+        return known(str(error))
+    made: Optional[type] = type(error.kind, (RuntimeError,), {"__module__": "builtins"}) if error.kind.isidentifier() else None
+    return made(str(error)) if made else RuntimeError(str(error))

@@ -1,0 +1,184 @@
+"""The wire: 4-byte big-endian length, then one JSON object. One module for both sides.
+
+Messages (``id`` is a positive integer, chosen by the asking side; both sides may ask):
+
+    {"hello": VERSION, "token": "…"}              guest, first message of a connection
+    {"hello": VERSION, "functions": [...], ...}   host, its answer
+    {"id": 7, "call": "llm_query", "args": {…}}   a request
+    {"id": 7, "ok": value}                        its answer, in any order
+    {"id": 7, "error": {"type": "…", "message": "…"}}
+    {"cancel": 7}                                 the asking side no longer wants the answer; none is sent
+    {"note": "exited", …}                         one way, no answer
+    {"bye": "reason"}                             the last message before a side closes on purpose
+
+JSON travels as UTF-8 with ``surrogatepass``: a Python str may hold lone surrogates, or two halves side by side that must not become one
+character, and every code point has to survive. Strictly valid text gives strictly valid UTF-8.
+
+A message longer than FRAGMENT_CHARS travels as ``{"frag": n, "data": "…", "last": false}`` frames, slices of its JSON text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+from typing import Any, Dict, List, Optional
+
+VERSION = 1
+HEADER = struct.Struct(">I")
+MAX_FRAME = 16 * 1024 * 1024  # bytes; the longest fragment frame is 4 MiB (4-byte code points) plus escapes
+FRAGMENT_CHARS = 1024 * 1024  # about 1 MiB a frame: small enough to share a connection, large enough to cost nothing
+MAX_MESSAGE = 128 * 1024 * 1024  # characters of one message, and of all unfinished ones of a connection together
+MAX_UNFINISHED = 16  # fragmented messages that may be under way at once
+
+Message = Dict[str, Any]
+_numbers = itertools.count(1)
+
+
+class WireError(Exception):
+    """The other side broke a rule of the wire. The text says which."""
+
+
+class TooLarge(ValueError):
+    """A value is too large to send; nothing was sent."""
+
+
+def dumps(value: Any) -> str:
+    """JSON text of a value, as the wire carries it. Raises TypeError or ValueError for what JSON cannot carry."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def frame(payload: bytes) -> bytes:
+    """One frame around a payload."""
+    return HEADER.pack(len(payload)) + payload
+
+
+def encode(message: Message, max_message: int = MAX_MESSAGE) -> List[bytes]:
+    """The frames of a message: one, or several fragments.
+
+    Raises:
+        TooLarge: the message is longer than ``max_message`` characters.
+        TypeError, ValueError: JSON cannot carry it.
+    """
+    text = dumps(message)
+    if len(text) <= FRAGMENT_CHARS:
+        return [frame(text.encode("utf-8", "surrogatepass"))]
+    if len(text) > max_message:
+        raise TooLarge(f"a message of {len(text):,} characters is too large: one call may carry {max_message:,}")
+    number = next(_numbers)
+    frames = []
+    for start in range(0, len(text), FRAGMENT_CHARS):
+        part = {"frag": number, "data": text[start : start + FRAGMENT_CHARS], "last": start + FRAGMENT_CHARS >= len(text)}
+        frames.append(frame(dumps(part).encode("utf-8", "surrogatepass")))
+    return frames
+
+
+def parse(payload: bytes) -> Message:
+    """The JSON object of one frame's payload."""
+    try:
+        message = json.loads(payload.decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"a frame is not JSON: {str(error)[:100]}") from None
+    if not isinstance(message, dict):
+        raise WireError(f"a frame is not a JSON object but {type(message).__name__}")
+    return message
+
+
+class Decoder:
+    """Turns bytes, cut anywhere, into messages.
+
+    After a WireError the decoder is of no further use: the place where the next frame starts is not known.
+    """
+
+    def __init__(self, max_frame: int = MAX_FRAME, max_message: int = MAX_MESSAGE) -> None:
+        self.max_frame = max_frame
+        self.max_message = max_message
+        self._buffer = bytearray()
+        self._unfinished: Dict[int, List[str]] = {}
+        self._unfinished_chars = 0
+        self.sizes: List[int] = []  # bytes (of a fragmented one, characters) of each message that the last feed returned
+
+    def feed(self, data: bytes) -> List[Message]:
+        """Take bytes; return the messages they complete, in order. Raises WireError."""
+        buffer = self._buffer
+        buffer += data
+        messages: List[Message] = []
+        self.sizes = []
+        at = 0
+        try:
+            while len(buffer) - at >= HEADER.size:
+                (length,) = HEADER.unpack_from(buffer, at)
+                if length > self.max_frame:
+                    raise WireError(f"a frame of {length:,} bytes is longer than the {self.max_frame:,} allowed")
+                end = at + HEADER.size + length
+                if end > len(buffer):
+                    break
+                message = self._assemble(parse(bytes(buffer[at + HEADER.size : end])), length)
+                at = end
+                if message is not None:
+                    messages.append(message)
+        finally:
+            del buffer[:at]
+        return messages
+
+    def end(self) -> None:
+        """Say that no more bytes come. Raises WireError when they ended inside a frame or a message."""
+        if self._buffer:
+            raise WireError("the connection ended in the middle of a frame")
+        if self._unfinished:
+            raise WireError("the connection ended in the middle of a message")
+
+    def _assemble(self, message: Message, length: int) -> Optional[Message]:
+        if "frag" not in message:
+            self.sizes.append(length)
+            return message
+        number, data, last = message["frag"], message.get("data"), message.get("last")
+        if type(number) is not int or not isinstance(data, str) or not isinstance(last, bool):
+            raise WireError("a fragment needs frag, data and last")
+        self._unfinished_chars += len(data)
+        if self._unfinished_chars > self.max_message:
+            raise WireError(f"messages of more than {self.max_message:,} characters are under way")
+        parts = self._unfinished.setdefault(number, [])
+        if len(self._unfinished) > MAX_UNFINISHED:
+            raise WireError(f"more than {MAX_UNFINISHED} fragmented messages are under way")
+        parts.append(data)
+        if not last:
+            return None
+        text = "".join(self._unfinished.pop(number))
+        self._unfinished_chars -= len(text)
+        self.sizes.append(len(text))
+        return parse(text.encode("utf-8", "surrogatepass"))
+
+
+def kind(message: Message) -> str:
+    """What a message is: "call", "ok", "error", "cancel", "note", "bye" or "hello". Raises WireError when its shape is wrong."""
+    if "call" in message:
+        _need_id(message)
+        if not isinstance(message["call"], str) or not isinstance(message.get("args"), dict):
+            raise WireError("a request needs a method name and an object of arguments")
+        return "call"
+    if "ok" in message:
+        _need_id(message)
+        return "ok"
+    if "error" in message:
+        _need_id(message)
+        error = message["error"]
+        if not isinstance(error, dict) or not isinstance(error.get("type"), str) or not isinstance(error.get("message"), str):
+            raise WireError("an error answer needs a type and a message")
+        return "error"
+    if "cancel" in message:
+        if type(message["cancel"]) is not int:
+            raise WireError("a cancel needs the id of a request")
+        return "cancel"
+    for name, shape in (("note", str), ("bye", str), ("hello", int)):
+        if name in message:
+            if type(message[name]) is not shape:
+                raise WireError(f"{name} has the wrong shape")
+            return name
+    raise WireError("a message is neither request, answer, cancel, note, hello nor bye")
+
+
+def _need_id(message: Message) -> None:
+    number = message.get("id")
+    if type(number) is not int or number <= 0:
+        raise WireError("a request or answer needs a positive whole number as id")

@@ -1,0 +1,179 @@
+"""A worker: one REPL. Forked by the supervisor, connected to the host, alive until its session ends.
+
+Main thread: cells. I/O thread (``link``): frames and output. Nothing else runs unless a cell starts it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+from typing import Any, Dict, List, Optional, Tuple
+
+from . import capture, processes, stubs, values, wire
+from .cells import Interrupter, Session
+from .link import LOST_CONNECTION, Link
+
+HELLO_SECONDS = 30.0  # a host that does not answer the hello in this time is gone
+INTERRUPT = signal.SIGUSR1
+DEFAULT_OUTPUT_CHARS = 20_000
+
+
+def main(spec: Dict[str, Any], sock: Optional[socket.socket], output: Tuple[int, int], supervisor: int) -> None:
+    """Run a worker in a freshly forked process; ends with the process.
+
+    Args:
+        spec: ``dir`` (the working directory), ``address``, ``token``, ``memory_limit`` (bytes or None).
+        sock: a connected socket, or None to connect to ``spec["address"]``.
+        output: read and write end of the output pipe.
+        supervisor: the process that forked this one.
+    """
+    processes.die_with_parent(supervisor)
+    processes.become_subreaper()
+    os.setsid()
+    _settle_in(spec)
+    stdio = capture.Stdio(output[1])
+    sock = sock or connect(spec["address"])
+    decoder = wire.Decoder()
+    hello, rest = _say_hello(sock, decoder, spec["token"])
+    _limit_memory(spec.get("memory_limit"))
+    Worker(sock, decoder, rest, hello, stdio, output[0]).run()
+
+
+def connect(address: Dict[str, Any]) -> socket.socket:
+    """Connect to ``{"unix": path}`` or ``{"tcp": [host, port]}``."""
+    if "unix" in address:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(HELLO_SECONDS)
+        sock.connect(address["unix"])
+        return sock
+    sock = socket.create_connection(tuple(address["tcp"]), timeout=HELLO_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _settle_in(spec: Dict[str, Any]) -> None:
+    home = spec["dir"]
+    os.makedirs(home, mode=0o700, exist_ok=True)
+    os.chdir(home)
+    os.environ.clear()
+    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=home, TMPDIR=home, LANG="C.UTF-8")
+    sys.path.insert(0, home)
+    sys.argv = [""]
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _limit_memory(limit: Optional[int]) -> None:
+    """Cap the address space at ``limit`` bytes above what the bare worker maps: code, stacks and shared libraries are not the cell's."""
+    if limit is None:
+        return
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            mapped = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        mapped = 0
+    resource.setrlimit(resource.RLIMIT_AS, (limit + mapped, limit + mapped))
+
+
+def _say_hello(sock: socket.socket, decoder: wire.Decoder, token: str) -> Tuple[wire.Message, List[wire.Message]]:
+    sock.settimeout(HELLO_SECONDS)
+    sock.sendall(b"".join(wire.encode({"hello": wire.VERSION, "token": token})))
+    messages: List[wire.Message] = []
+    while not messages:
+        data = sock.recv(64 * 1024)
+        if not data:
+            os._exit(LOST_CONNECTION)
+        messages = decoder.feed(data)
+    if messages[0].get("hello") != wire.VERSION:
+        os._exit(LOST_CONNECTION)
+    return messages[0], messages[1:]
+
+
+class Worker:
+    """Requests of the host, in the order they come, on the main thread; interrupts at once, on the I/O thread."""
+
+    def __init__(
+        self, sock: socket.socket, decoder: wire.Decoder, early: List[wire.Message], hello: wire.Message, stdio: capture.Stdio, output: int
+    ) -> None:
+        self._todo: queue.SimpleQueue[Tuple[int, str, Dict[str, Any]]] = queue.SimpleQueue()
+        self._early = early
+        self._stdio = stdio
+        self._capture = capture.Capture(DEFAULT_OUTPUT_CHARS)
+        self._main_thread = threading.get_ident()
+        self._interrupter = Interrupter()
+        self._link = Link(sock, decoder, output, self._capture, self._on_request)
+        self._session = Session(stubs.build(hello["functions"], self._link), self._interrupter)
+
+    def run(self) -> None:
+        """Serve until the connection ends; does not return."""
+        pid = os.getpid()
+        signal.signal(INTERRUPT, self._interrupter.handle)
+        os.register_at_fork(after_in_child=self._after_fork)
+        os._exit = self._exit  # type: ignore[assignment]
+        for message in self._early:
+            self._on_request(message["id"], message["call"], message["args"])
+        self._link.start()
+        while True:
+            number, method, args = self._todo.get()
+            try:
+                if method == "exec":
+                    self._exec(number, args, pid)
+                elif method == "load":
+                    self._load(number, args)
+                else:
+                    raise LookupError(f"unknown method {method!r}")
+            except Exception as error:
+                self._link.fail(number, error)
+
+    def _on_request(self, number: int, method: str, args: Dict[str, Any]) -> None:
+        if method == "interrupt":
+            self._interrupter.reason = args.get("reason", "")
+            signal.pthread_kill(self._main_thread, INTERRUPT)
+            self._link.answer(number, lambda: None)
+        else:
+            self._todo.put((number, method, args))
+
+    def _exec(self, number: int, args: Dict[str, Any], pid: int) -> None:
+        self._capture.limit = args.get("output_chars", DEFAULT_OUTPUT_CHARS)
+        report = self._session.run(args["code"], args["cell"])
+        self._stdio.flush()
+        self._stdio.restore()
+        if os.getpid() != pid:
+            _leave(0)  # the cell forked, and this is the child that ran on to the end of the cell
+
+        def finish() -> Dict[str, Any]:
+            report["output"], report["output_chars"] = self._link.take_output()
+            return report
+
+        self._link.answer(number, finish)
+
+    def _load(self, number: int, args: Dict[str, Any]) -> None:
+        """Put a context in place: ``name``, and ``aliases`` for the same value; gives a fresh ``answer``."""
+        if "path" in args:
+            value = values.load(args["path"], args["kind"])
+            for name in (args["name"], *args.get("aliases", ())):
+                self._session.reserved[name] = value
+        self._session.reset_answer()
+        gc.freeze()
+        self._link.answer(number, lambda: None)
+
+    def _exit(self, status: int) -> None:
+        """Stands for ``os._exit`` in cells: what was printed still reaches the host."""
+        self._stdio.flush()
+        self._link.flush_and_exit(status)
+
+    def _after_fork(self) -> None:
+        os._exit = _leave
+        self._interrupter.armed = False
+        signal.signal(INTERRUPT, signal.SIG_DFL)
+        self._link.close_in_child()
+
+
+_leave = os._exit

@@ -1,0 +1,139 @@
+"""The LMHandler: a stream server that workers connect to, each with a token of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import anyio
+
+from ..errors import SandboxError
+from ..guest import wire
+from .connection import Connection
+from .peer import STALL_SECONDS, Peer, PeerLost, Transport
+
+TOKEN_BYTES = 32
+UNIX_PATH_BYTES = 100  # sun_path holds 108 on Linux and 104 on macOS, its NUL included
+BACKLOG = 1024
+
+
+class Ticket:
+    """A connection that is expected: its token, and the peer once it is there. A token opens one connection."""
+
+    def __init__(self, handler: LMHandler, name: str, functions: list[dict[str, Any]]) -> None:
+        self.token = secrets.token_urlsafe(TOKEN_BYTES)
+        self.name = name
+        self.functions = functions
+        self._handler = handler
+        self._peer: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
+
+    async def peer(self) -> Peer:
+        """Wait for the connection. Raises PeerLost when the ticket is given up first."""
+        return await asyncio.shield(self._peer)
+
+    def connected(self, peer: Peer) -> None:
+        """For the handler: the connection is here."""
+        self._peer.set_result(peer)
+
+    def give_up(self, reason: str) -> None:
+        """No connection may use this token any more; whoever waits is told."""
+        self._handler.withdraw(self)
+        if not self._peer.done():
+            self._peer.set_exception(PeerLost(reason))
+            self._peer.exception()
+
+
+class LMHandler:
+    """The server. Use it as an async context manager; leaving it ends every connection.
+
+    Args:
+        transport: ``"unix"`` (a socket in ``directory``) or ``"tcp"`` (a port of 127.0.0.1). None: Unix where the path is short enough.
+        directory: a private (0700) folder for the socket.
+        hello_seconds, stall_seconds: see Connection.
+
+    Attributes:
+        address: ``{"unix": path}`` or ``{"tcp": [host, port]}``: what a worker connects to.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Literal["unix", "tcp"] | None = None,
+        directory: Path | None = None,
+        hello_seconds: float = 10.0,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
+        self.address: dict[str, Any] = {}
+        self._transport = transport
+        self._directory = directory
+        self._hello_seconds = hello_seconds
+        self._stall_seconds = stall_seconds
+        self._tickets: dict[bytes, Ticket] = {}
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        path = None if self._directory is None else self._directory / "h"
+        fits = path is not None and len(bytes(path)) <= UNIX_PATH_BYTES and hasattr(socket, "AF_UNIX")
+        if self._transport == "unix" and not fits:
+            raise SandboxError(f"a Unix socket needs a folder with a path below {UNIX_PATH_BYTES} bytes, not {path}; use transport='tcp'")
+        if path is not None and fits and self._transport != "tcp":
+            self._server = await loop.create_unix_server(self.connection, str(path), backlog=BACKLOG)
+            path.chmod(0o600)
+            self.address = {"unix": str(path)}
+        else:
+            self._server = await loop.create_server(self.connection, "127.0.0.1", 0, backlog=BACKLOG)
+            self.address = {"tcp": list(self._server.sockets[0].getsockname()[:2])}
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._server is not None
+        self._server.close()
+        for ticket in list(self._tickets.values()):
+            ticket.give_up("the handler was closed")
+        for connection in list(self._connections):
+            connection.close()
+        with anyio.CancelScope(shield=True):
+            await asyncio.sleep(0)  # connection_lost is called on the next turn of the loop
+
+    def expect(self, name: str, functions: list[dict[str, Any]]) -> Ticket:
+        """Make a token for one connection. ``functions`` are the REPL functions that its hello will name."""
+        ticket = Ticket(self, name, functions)
+        self._tickets[_key(ticket.token)] = ticket
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Forget a ticket."""
+        self._tickets.pop(_key(ticket.token), None)
+
+    def connection(self) -> Connection:
+        """A protocol for one more connection; also for bytes that arrive by another road than our own socket."""
+        connection = Connection(
+            self._welcome, hello_seconds=self._hello_seconds, stall_seconds=self._stall_seconds, on_end=self._connections.discard
+        )
+        self._connections.add(connection)
+        return connection
+
+    def _welcome(self, hello: wire.Message, transport: Transport) -> Peer:
+        token = hello.get("token")
+        if not isinstance(token, str):
+            raise wire.WireError("the hello has no token")
+        # Looked up by digest: how long it takes says nothing about how much of a guess was right.
+        ticket = self._tickets.pop(_key(token), None)
+        if ticket is None:
+            raise wire.WireError("the token is not valid")
+        peer = Peer(transport, ticket.name)
+        for frame in wire.encode({"hello": wire.VERSION, "functions": ticket.functions}):
+            transport.write(frame)
+        ticket.connected(peer)
+        return peer
+
+
+def _key(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
