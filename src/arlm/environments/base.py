@@ -1,0 +1,105 @@
+"""What an environment is: configuration that opens a *place*; a place starts *workers*; a REPL runs in a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ..context import ContextFile
+from ..server.handler import LMHandler, Ticket
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a worker ended.
+
+    Attributes:
+        status: the exit status; negative for a signal, as ``subprocess`` gives it. None when the whole place was lost.
+        output: what it had printed and nobody had read yet.
+    """
+
+    status: int | None
+    output: str = ""
+
+    def __str__(self) -> str:
+        match self.status:
+            case None:
+                return "the place it ran in was lost"
+            case -9:
+                return "it was killed (signal 9; the system's memory may have run out)"
+            case 70:
+                return "it lost its connection to the host"
+            case 71:
+                return "its connection thread failed (out of memory?)"
+            case status if status < 0:
+                return f"it was ended by signal {-status}"
+            case status:
+                return f"it exited with status {status}"
+
+
+class Worker(ABC):
+    """A running worker process.
+
+    Attributes:
+        exited: done once the process is gone, however it went.
+    """
+
+    exited: asyncio.Future[Exit]
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """Kill the worker and every process below it; returns when they are gone. Harmless when they are. The order is given before the
+        first await, so a cancelled kill still kills."""  # noqa: D209
+
+    @abstractmethod
+    async def cpu_seconds(self) -> float:
+        """CPU time that the worker and the processes below it have used; 0.0 where the place cannot say."""
+
+
+class Place(ABC):
+    """Where workers run: this machine, a container, a sandbox."""
+
+    @abstractmethod
+    async def start_worker(self, ticket: Ticket, *, memory_limit: int | None) -> Worker:
+        """Start a worker that will connect with the ticket's token.
+
+        Args:
+            memory_limit: bytes, or None.
+
+        Raises:
+            SandboxError: it could not be started.
+        """
+
+    @abstractmethod
+    async def put(self, file: ContextFile) -> str:
+        """Make a context readable for workers; returns its path there. The file stays as it is for as long as the place is open."""
+
+
+class Environment(ABC):
+    """A kind of place, with its options. Third parties register one in the entry-point group ``arlm.environments``.
+
+    Attributes:
+        name: as ``environment=`` names it.
+        transport: how workers reach the handler, where the environment insists: ``"unix"`` or ``"tcp"``.
+    """
+
+    name: ClassVar[str]
+    transport: Literal["unix", "tcp"] | None = None
+
+    @abstractmethod
+    def open(self, handler: LMHandler, scratch: Path) -> AbstractAsyncContextManager[Place]:
+        """Open a place.
+
+        Args:
+            handler: what the place's workers connect to.
+            scratch: a private folder of the host, removed after the place is closed.
+
+        Leaving the context kills every worker of the place, also when the block is cancelled.
+
+        Raises:
+            SandboxError: the place cannot be opened; nothing is left of the attempt.
+        """

@@ -1,0 +1,405 @@
+"""The fork server: a supervisor process on this machine, from which workers are forked in about two milliseconds.
+
+One belongs to each event loop, shared by all runs on it, started by the first. When the loop ends, an idle one is parked, and the next loop
+of the process takes it over: ``run_sync`` in a row starts Python once. It holds nothing of any run, and ends with the host process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+
+from .. import guest
+from ..errors import SandboxError
+from ..guest import wire
+from ..loopbound import on_loop_close, per_loop
+from ..server.connection import Connection
+from ..server.peer import CallError, Peer, PeerLost
+from .base import Exit, Worker
+
+START_SECONDS = 30.0  # a cold disk and a loaded machine; normally 30 ms
+STOP_SECONDS = 5.0
+KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some Python builds find their own library by it
+
+_numbers = itertools.count(1)
+_parked: list[ForkServer] = []
+_parked_lock = threading.Lock()
+
+
+async def current() -> ForkServer:
+    """The running loop's fork server, started if there is none or it has died."""
+    holder: _Holder = per_loop(_Holder, _Holder)
+    return await holder.get()
+
+
+class _Holder:
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._server: ForkServer | None = None
+        on_loop_close(self.close)
+
+    async def get(self) -> ForkServer:
+        async with self._lock:
+            if self._server is None or not self._server.alive:
+                if self._server is not None:
+                    await self._server.stop()
+                self._server = _unpark() or ForkServer.start()
+                await self._server.attach()
+            return self._server
+
+    async def close(self) -> None:
+        server, self._server = self._server, None
+        if server is None:
+            return
+        if server.alive and server.idle and not _parked:
+            await server.detach()
+            with _parked_lock:
+                _parked.append(server)
+        else:
+            await server.stop()
+
+
+def _unpark() -> ForkServer | None:
+    with _parked_lock:
+        while _parked:
+            server = _parked.pop()
+            if server.process.poll() is None:
+                return server
+            server.discard()
+    return None
+
+
+def parked_pids() -> set[int]:
+    """Process ids of the idle fork servers that wait for the next event loop."""
+    with _parked_lock:
+        return {server.process.pid for server in _parked}
+
+
+def parked_fds() -> set[int]:
+    """Descriptors that the parked fork servers hold in this process."""
+    with _parked_lock:
+        return {number for server in _parked for number in server.descriptors()}
+
+
+@atexit.register
+def stop_parked() -> None:
+    """End the parked fork servers."""
+    with _parked_lock:
+        servers, _parked[:] = list(_parked), []
+    for server in servers:
+        server.discard()
+
+
+def _forget_in_child() -> None:
+    for server in _parked:
+        server.sock.close()  # the parent's; a child that kept it open would keep the supervisor from seeing the parent's end
+        server.process.returncode = 0
+    _parked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def command() -> list[str]:
+    """The command that starts a supervisor with this Python."""
+    return [sys.executable, "-I", str(Path(guest.__file__).parent)]
+
+
+def clean_environment() -> dict[str, str]:
+    """What of this process's environment a supervisor gets: nothing that could be a secret."""
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", **kept}
+
+
+class Control:
+    """The host's end of a supervisor's control connection: workers started, ended and relayed through it."""
+
+    def __init__(self) -> None:
+        self.peer: Peer | None = None
+        self._workers: dict[str, LocalWorker] = {}
+        self._ready: asyncio.Future[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no worker is alive."""
+        return not self._workers
+
+    def protocol(self, on_end: Callable[[], None]) -> _ControlProtocol:
+        """The asyncio protocol that feeds this object."""
+        self._ready = asyncio.get_running_loop().create_future()
+        return _ControlProtocol(self, on_end)
+
+    async def greet(self, transport: asyncio.WriteTransport) -> None:
+        """Say hello over a fresh transport and wait for the answer. Raises SandboxError."""
+        peer = Peer(cast("Any", transport), "the supervisor")
+        peer.on_note = self._on_note
+        self.peer = peer
+        for frame in wire.encode({"hello": wire.VERSION, "parent": os.getpid()}):
+            transport.write(frame)
+        assert self._ready is not None
+        with anyio.move_on_after(START_SECONDS) as scope:
+            await self._ready
+        if scope.cancelled_caught:
+            raise SandboxError(f"the supervisor process did not answer within {START_SECONDS} s")
+
+    def receive(self, message: wire.Message, size: int) -> None:
+        """Take one message of the supervisor."""
+        assert self.peer is not None
+        assert self._ready is not None
+        if "hello" in message:
+            if not self._ready.done():
+                self._ready.set_result(None)
+        else:
+            self.peer.receive(message, size)
+
+    def lost(self, reason: str) -> None:
+        """The supervisor is gone, and with it all workers."""
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(SandboxError(f"the supervisor process ended while starting: {reason}"))
+        if self.peer is not None:
+            self.peer.lose(reason)
+        for worker in list(self._workers.values()):
+            self._end(worker, Exit(status=None))
+
+    async def spawn(self, args: dict[str, Any], relay: Connection | None = None) -> LocalWorker:
+        """Fork a worker. ``args`` as the supervisor's ``spawn`` takes them, without the name. Raises SandboxError.
+
+        Cancelled, it leaves no worker: one that was forked meanwhile is killed.
+        """
+        assert self.peer is not None
+        name = f"w{next(_numbers)}"
+        worker = LocalWorker(self, name)
+        self._workers[name] = worker
+        if relay is not None:
+            worker.relay = RelayTransport(self.peer, name, relay)
+        try:
+            await self.peer.call("spawn", {"worker": name, **args})
+        except (CallError, PeerLost) as error:
+            self._end(worker, Exit(status=None))
+            raise SandboxError(f"a worker could not be started: {error}") from error
+        except BaseException:
+            worker.order_kill()
+            raise
+        return worker
+
+    def _on_note(self, message: wire.Message) -> None:
+        worker = self._workers.get(message.get("worker", ""))
+        if worker is None:
+            return
+        if message["note"] == "exited":
+            self._end(worker, Exit(status=message["status"], output=message["output"]))
+        elif message["note"] == "relay" and worker.relay is not None:
+            worker.relay.feed(message["data"].encode("latin-1"))
+
+    def _end(self, worker: LocalWorker, how: Exit) -> None:
+        self._workers.pop(worker.name, None)
+        if worker.relay is not None:
+            worker.relay.ended()
+        if not worker.exited.done():
+            worker.exited.set_result(how)
+
+
+class LocalWorker(Worker):
+    """A worker that a supervisor on this machine (or at the end of a pipe) forked."""
+
+    def __init__(self, control: Control, name: str) -> None:
+        self.name = name
+        self.relay: RelayTransport | None = None
+        self.exited = asyncio.get_running_loop().create_future()
+        self._control = control
+
+    def order_kill(self) -> asyncio.Future[Any] | None:
+        """Send the order now; the future is done when the tree is dead."""
+        peer = self._control.peer
+        if self.exited.done() or peer is None or peer.lost is not None:
+            return None
+        answer = peer.start_call("kill", {"worker": self.name})
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return answer
+
+    async def kill(self) -> None:
+        """See Worker."""
+        answer = self.order_kill()
+        if answer is not None:
+            await asyncio.wait({answer})
+
+    async def cpu_seconds(self) -> float:
+        """See Worker."""
+        if self._control.peer is None:
+            return 0.0
+        try:
+            return float((await self._control.peer.call("cpu", {"worker": self.name}))["seconds"])
+        except (CallError, PeerLost):
+            return 0.0
+
+
+class ForkServer(Control):
+    """A supervisor process of this machine, behind a socket pair that outlives event loops."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        super().__init__()
+        self.process = process
+        self.sock = sock
+        self._transport: asyncio.Transport | None = None
+        self._detached: asyncio.Future[None] | None = None
+
+    @classmethod
+    def start(cls) -> ForkServer:
+        """Start the process. Raises SandboxError."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = subprocess.Popen(  # noqa: S603 - our own Python with our own file
+                    command(),
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                    env=clean_environment(),
+                    cwd="/",
+                    start_new_session=True,
+                )
+        except OSError as error:
+            ours.close()
+            raise SandboxError(f"the supervisor process could not be started: {error}") from error
+        return cls(process, ours)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs and its connection is whole."""
+        return self.process.poll() is None and self.peer is not None and self.peer.lost is None
+
+    def descriptors(self) -> set[int]:
+        """The descriptors held in this process."""
+        return {self.sock.fileno()} - {-1}
+
+    async def attach(self) -> None:
+        """Bind to the running loop. Raises SandboxError; the process is then gone."""
+        loop = asyncio.get_running_loop()
+        self._detached = loop.create_future()
+        detached = self._detached
+
+        def on_end() -> None:
+            if not detached.done():
+                detached.set_result(None)
+
+        try:
+            self._transport, _ = await loop.create_connection(lambda: self.protocol(on_end), sock=self.sock.dup())
+            await self.greet(self._transport)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def detach(self) -> None:
+        """Let go of the loop; the process lives on."""
+        if self._transport is not None:
+            self._transport.close()
+            assert self._detached is not None
+            await self._detached
+            self._transport = None
+
+    async def stop(self) -> None:
+        """End the process with everything below it."""
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+        self.sock.close()
+        await asyncio.to_thread(self._wait)
+
+    def discard(self) -> None:
+        """``stop`` for code without a loop."""
+        self.sock.close()
+        self._wait()
+
+    def _wait(self) -> None:
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class _ControlProtocol(asyncio.Protocol):
+    def __init__(self, control: Control, on_end: Callable[[], None]) -> None:
+        self._control = control
+        self._on_end = on_end
+        self._decoder = wire.Decoder()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            messages = self._decoder.feed(data)
+            for message, size in zip(messages, self._decoder.sizes, strict=True):
+                self._control.receive(message, size)
+        except wire.WireError as error:
+            self._control.lost(str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._control.lost(f"the supervisor process ended{f': {exc}' if exc else ''}")
+        self._on_end()
+
+
+class RelayTransport(asyncio.Transport):
+    """A worker's connection whose bytes travel inside the supervisor's: for places with no socket to reach."""
+
+    def __init__(self, peer: Peer, worker: str, connection: Connection) -> None:
+        super().__init__()
+        self._peer = peer
+        self._worker = worker
+        self._connection = connection
+        self._closed = False
+        connection.connection_made(self)
+
+    def feed(self, data: bytes) -> None:
+        """Bytes from the worker."""
+        if not self._closed:
+            self._connection.data_received(data)
+
+    def ended(self) -> None:
+        """The worker is gone."""
+        if not self._closed:
+            self._closed = True
+            self._connection.connection_lost(None)
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        """Bytes to the worker."""
+        if not self._closed:
+            self._peer.note({"note": "relay", "worker": self._worker, "data": bytes(data).decode("latin-1")})
+
+    def close(self) -> None:
+        """End it; the protocol is told on the next turn of the loop, as with a socket."""
+        if not self._closed:
+            self._closed = True
+            asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
+
+    def abort(self) -> None:
+        """Same as ``close``: nothing is buffered here."""
+        self.close()
+
+    def is_closing(self) -> bool:
+        """Whether it has ended."""
+        return self._closed
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """The supervisor's own connection sets the pace."""
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes waiting are in the supervisor's connection, which looks after them."""
+        return 0
+
+    def pause_reading(self) -> None:
+        """One worker cannot be paused without pausing all: it is left instead."""
+        self._connection.close()
+
+    def resume_reading(self) -> None:
+        """Never paused."""

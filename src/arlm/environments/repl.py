@@ -1,0 +1,353 @@
+"""A REPL: one worker's cells, seen from the host. The same for every environment; it needs only a place that starts workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..errors import SandboxError
+from ..server.handler import LMHandler, Ticket
+from ..server.peer import Answer, CallError, Peer, PeerLost
+from ..types import JSON, CellResult
+from .base import Exit, Place, Worker
+
+START_SECONDS = 60.0  # from the order to a worker's hello
+GRACE_SECONDS = 1.0  # from the first interrupt to the kill: enough for `finally` blocks, short enough for a loop that ignores it
+INTERRUPT_SECONDS = 0.1  # interrupts are repeated: one may hit where Python cannot raise (a destructor, a C call)
+LIMIT_SECONDS = 2.0  # after a limit of the run refused a call, the cell has this long to end by itself
+EXIT_SECONDS = 5.0  # a worker whose connection ended is dead within milliseconds; its death notice is awaited this long
+OUTPUT_CHARS = 20_000  # of one cell's output that the model sees
+MAX_NOTES = 20  # remarks of a cell that are passed on
+
+Stop = Literal["timeout", "limit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A context in place: ``name`` and ``aliases`` in the namespace, read from ``path`` as the worker sees it."""
+
+    name: str
+    aliases: tuple[str, ...]
+    path: str
+    kind: str
+
+    def args(self) -> dict[str, JSON]:
+        """As the worker's ``load`` takes it."""
+        return {"name": self.name, "aliases": list(self.aliases), "path": self.path, "kind": self.kind}
+
+
+class CellClock:
+    """Counts a cell's own time: it stands still while a call of the cell is pending.
+
+    ``expired`` is done when ``seconds`` are over.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.expired: asyncio.Future[Stop] = self._loop.create_future()
+        self._left = seconds
+        self._reason: Stop = "timeout"
+        self._pending = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._since = 0.0
+        self._start()
+
+    def pause(self) -> None:
+        """A call began."""
+        self._pending += 1
+        if self._pending == 1:
+            self._halt()
+
+    def resume(self) -> None:
+        """A call ended."""
+        self._pending -= 1
+        if self._pending == 0:
+            self._start()
+
+    def shorten(self, seconds: float, reason: Stop) -> None:
+        """Leave the cell at most ``seconds`` more of its own time."""
+        if self._left > seconds or self._timer is not None:
+            self._halt()
+            self._left = min(self._left, seconds)
+            self._reason = reason
+            if self._pending == 0:
+                self._start()
+
+    def expire(self) -> None:
+        """The time is over, now."""
+        self._halt()
+        if not self.expired.done():
+            self.expired.set_result(self._reason)
+
+    def stop(self) -> None:
+        """No longer needed."""
+        self._halt()
+        self._pending = 1  # nothing starts it again
+        self.expired.cancel()
+
+    def _start(self) -> None:
+        if not self.expired.done():
+            self._since = self._loop.time()
+            self._timer = self._loop.call_later(max(0.0, self._left), self.expire)
+
+    def _halt(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._left -= self._loop.time() - self._since
+
+
+class REPL:
+    """A namespace that lives over many cells, in a worker that is replaced when it has to be killed.
+
+    Args:
+        place: where workers are started.
+        handler: what they connect to.
+        name: for messages.
+        functions: the specs of its REPL functions.
+        cell_timeout: seconds of a cell's own time (waiting for calls does not count).
+        memory_limit: bytes per worker, or None.
+        on_output: called with pieces of a running cell's output, as they come.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        handler: LMHandler,
+        *,
+        name: str,
+        functions: list[dict[str, Any]],
+        cell_timeout: float,
+        memory_limit: int | None,
+        on_output: Callable[[str], None] | None = None,
+    ) -> None:
+        self.name = name
+        self._place = place
+        self._handler = handler
+        self._functions = functions
+        self._cell_timeout = cell_timeout
+        self._memory_limit = memory_limit
+        self._on_output = on_output
+        self._contexts: list[Loaded] = []
+        self._serving: tuple[TaskGroup, Answer] | None = None
+        self._worker: Worker | None = None
+        self._peer: Peer | None = None
+        self._clock: CellClock | None = None
+        self._streamed: list[str] = []
+        self._variables: dict[str, str] = {}
+        self._starting = asyncio.Lock()
+
+    # -- lifetime ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Have a worker, with all contexts loaded. Does nothing when there is one.
+
+        Raises:
+            SandboxError: it could not be started, or ended while loading.
+        """
+        async with self._starting:
+            if self._peer is None or self._peer.lost is not None:
+                await self.close()
+                await self._start()
+
+    async def _start(self) -> None:
+        ticket = self._handler.expect(self.name, self._functions)
+        try:
+            self._worker = await self._place.start_worker(ticket, memory_limit=self._memory_limit)
+            peer = await self._connected(ticket, self._worker)
+            peer.on_note = self._on_note
+            for context in self._contexts:
+                await self._load(peer, context)
+        except BaseException:
+            ticket.give_up("the worker did not start")
+            if self._worker is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._worker.kill()
+            raise
+        self._peer = peer
+        if self._serving is not None:
+            peer.serve(self._serving[0], self._counted)
+
+    async def _connected(self, ticket: Ticket, worker: Worker) -> Peer:
+        """Wait for the worker's connection, or for its end."""
+        connecting = asyncio.ensure_future(ticket.peer())
+        awaited: set[asyncio.Future[Any]] = {connecting, worker.exited}
+        try:
+            await asyncio.wait(awaited, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if connecting.done():
+                return connecting.result()
+            if worker.exited.done():
+                how = worker.exited.result()
+                raise SandboxError(f"the worker ended while starting: {how}. {how.output}".strip())
+            raise SandboxError(f"the worker did not connect within {START_SECONDS:g} s")
+        except PeerLost as error:
+            raise SandboxError(f"the worker's connection was lost while starting: {error}") from error
+        finally:
+            connecting.cancel()
+
+    async def _load(self, peer: Peer, context: Loaded) -> None:
+        try:
+            await peer.call("load", context.args())
+        except CallError as error:
+            hint = f"; memory_limit is {self._memory_limit:,} bytes" if error.kind == "MemoryError" and self._memory_limit else ""
+            raise SandboxError(f"{context.name} could not be loaded: {error.kind}: {error}{hint}") from error
+        except PeerLost as error:
+            raise SandboxError(f"the worker was lost while it loaded {context.name}: {error}") from error
+
+    async def close(self) -> None:
+        """Kill the worker with everything below it."""
+        worker, self._worker, self._peer = self._worker, None, None
+        if worker is not None:
+            await worker.kill()
+
+    async def load(self, context: Loaded) -> None:
+        """Add a context, for this worker and its successors. Raises SandboxError."""
+        self._contexts.append(context)
+        if self._peer is not None and self._peer.lost is None:
+            await self._load(self._peer, context)
+
+    def serve(self, task_group: TaskGroup, answer: Answer) -> None:
+        """Answer the functions that cells call; see ``Peer.serve``."""
+        self._serving = (task_group, answer)
+        if self._peer is not None:
+            self._peer.serve(task_group, self._counted)
+
+    async def _counted(self, method: str, args: dict[str, Any]) -> JSON:
+        assert self._serving is not None
+        clock = self._clock
+        if clock is not None:
+            clock.pause()
+        try:
+            return await self._serving[1](method, args)
+        finally:
+            if clock is not None:
+                clock.resume()
+
+    # -- cells ------------------------------------------------------------------------------------------------------
+
+    async def run_cell(self, code: str, number: int) -> CellResult:
+        """Run one cell to its end, or stop it: interrupt, grace, kill.
+
+        A worker that ends in the cell is replaced before the next one; ``lost`` then names the variables that went with it.
+
+        Raises:
+            SandboxError: no worker could be started.
+
+        Cancelled, it leaves the cell running: whoever cancels closes the REPL.
+        """
+        await self.start()
+        assert self._peer is not None
+        peer = self._peer
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._streamed = []
+        self._clock = CellClock(self._cell_timeout)
+        request = peer.start_call("exec", {"code": code, "cell": number, "output_chars": OUTPUT_CHARS})
+        stopped: Stop | None = None
+        try:
+            stopped = await self._watch(request, self._clock)
+            if stopped is not None:
+                await self._stop(request, stopped)
+            return self._result(request.result(), stopped, loop.time() - began)
+        except CallError as error:
+            return CellResult(error=f"{error.kind}: {error}", stopped=stopped, duration_s=loop.time() - began)
+        except PeerLost as error:
+            return await self._lost(error, stopped, loop.time() - began)
+        finally:
+            self._clock.stop()
+            self._clock = None
+            peer.forget(request)
+
+    def end_cell_soon(self) -> None:
+        """A limit of the run was reached: the running cell gets errors from now on, and little time."""
+        if self._clock is not None:
+            self._clock.shorten(LIMIT_SECONDS, "limit")
+
+    async def _watch(self, request: asyncio.Future[JSON], clock: CellClock) -> Stop | None:
+        """Wait for the cell's end or the clock's. A cell that waits for calls and burns CPU all the while is stopped too."""
+        assert self._worker is not None
+        allowed = self._cell_timeout * ((os.cpu_count() or 1) + 1)
+        at_start: float | None = None
+        while True:
+            await asyncio.wait({request, clock.expired}, timeout=max(1.0, self._cell_timeout), return_when=asyncio.FIRST_COMPLETED)
+            if request.done():
+                return None
+            if clock.expired.done():
+                return clock.expired.result()
+            used = await self._worker.cpu_seconds()
+            at_start = used if at_start is None else at_start
+            if used - at_start > allowed:
+                clock.expire()
+
+    async def _stop(self, request: asyncio.Future[JSON], reason: Stop) -> None:
+        assert self._peer is not None
+        assert self._worker is not None
+        text = f"the cell was stopped: cell_timeout of {self._cell_timeout:g} s" if reason == "timeout" else "the cell was stopped: a limit of the run"
+        self._peer.cancel_calls()
+        deadline = asyncio.get_running_loop().time() + GRACE_SECONDS
+        while not request.done() and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            interrupt = self._peer.start_call("interrupt", {"reason": text})
+            await asyncio.wait({request}, timeout=min(left, INTERRUPT_SECONDS))
+            self._peer.forget(interrupt)
+            if self._peer.lost is not None:
+                return
+        if not request.done():
+            await self._worker.kill()
+            await asyncio.wait({request}, timeout=EXIT_SECONDS)
+            if not request.done():
+                self._peer.lose("the worker was killed")
+
+    def _on_note(self, message: dict[str, Any]) -> None:
+        text = message.get("text")
+        if message["note"] == "output" and isinstance(text, str) and sum(map(len, self._streamed)) < OUTPUT_CHARS:
+            self._streamed.append(text[:OUTPUT_CHARS])
+            if self._on_output is not None:
+                self._on_output(text[:OUTPUT_CHARS])
+
+    def _result(self, reply: JSON, stopped: Stop | None, duration: float) -> CellResult:
+        """A cell's report as sent by code that may lie: every field is checked."""
+        report = reply if isinstance(reply, dict) else {}
+        output, chars, error = report.get("output"), report.get("output_chars"), report.get("error")
+        variables, notes = report.get("variables"), report.get("notes")
+        if isinstance(variables, dict):
+            self._variables = {str(name)[:200]: str(kind)[:200] for name, kind in list(variables.items())[:200]}
+        text = output[: OUTPUT_CHARS + 200] if isinstance(output, str) else ""
+        if isinstance(notes, list):
+            text += "".join(f"\n[{note[:500]}]" for note in notes[:MAX_NOTES] if isinstance(note, str))
+        return CellResult(
+            output=text,
+            output_chars=chars if isinstance(chars, int) else len(text),
+            error=error[:1000] if isinstance(error, str) else None,
+            stopped=stopped,
+            answer_ready=report.get("ready") is True,
+            answer=report.get("content"),
+            variables=dict(self._variables),
+            duration_s=duration,
+        )
+
+    async def _lost(self, error: PeerLost, stopped: Stop | None, duration: float) -> CellResult:
+        """The worker ended in the cell."""
+        assert self._worker is not None
+        worker = self._worker
+        await asyncio.wait({worker.exited}, timeout=EXIT_SECONDS)
+        if not worker.exited.done():
+            await worker.kill()  # it lives, but broke the wire
+        how = worker.exited.result() if worker.exited.done() else Exit(status=None)
+        self._peer = None
+        lost, self._variables = tuple(self._variables), {}
+        output = "".join(self._streamed)[:OUTPUT_CHARS] + how.output[:OUTPUT_CHARS]
+        if stopped is None:
+            reason = f"the REPL's process ended in this cell: {how if how.status is not None else error}"
+        elif stopped == "timeout":
+            reason = f"the cell was killed: cell_timeout of {self._cell_timeout:g} s, and it did not react to the interrupt"
+        else:
+            reason = "the cell was killed: a limit of the run, and it did not react to the interrupt"
+        return CellResult(
+            output=output, output_chars=len(output), error=reason, stopped=stopped or "exited", lost=lost, duration_s=duration
+        )
