@@ -1,0 +1,174 @@
+"""Every LM call of a run tree goes through here: a slot, a reservation, the call, the settlement; then the retry, which is a call again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import anyio
+
+from .clients import prices
+from .clients.base import BaseLM
+from .clients.estimate import Estimator
+from .clients.resolve import ModelSpec, default_model, resolve_model
+from .clients.retry import RetryPolicy, with_retries
+from .clients.tally import Tally
+from .errors import ConfigError, ConnectionFailed, ProviderError
+from .ledger import Ledger, Need, Reservation
+from .options import unknown
+from .types import JSON, Completion, Message, TokenUsage
+
+LEAST_OUTPUT = 16  # tokens; a cap is not clipped below what a short answer takes
+NOTHING = TokenUsage(input_tokens=0, output_tokens=0, cost_usd=0.0)
+
+Sampling = Mapping[str, JSON]
+OnRetry = Callable[[BaseLM, ProviderError, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """The models of a run.
+
+    Attributes:
+        root: plays the root turns.
+        sub: answers sub-calls that name no model.
+        named: what code may name as ``model=``; root and sub are among them under their own names.
+    """
+
+    root: BaseLM
+    sub: BaseLM
+    named: Mapping[str, BaseLM]
+
+    @classmethod
+    def of(cls, model: ModelSpec | None, sub_model: ModelSpec | None, models: Mapping[str, ModelSpec]) -> Models:
+        """Resolve what the options name. Raises ConfigError; nothing is sent."""
+        root = default_model() if model is None else resolve_model(model)
+        sub = root if sub_model is None else resolve_model(sub_model)
+        return cls(
+            root=root, sub=sub, named={root.name: root, sub.name: sub} | {name: resolve_model(spec) for name, spec in models.items()}
+        )
+
+    def pick(self, name: str | None) -> BaseLM:
+        """The model for a sub-call. Raises ConfigError for a name that was not declared."""
+        if name is None:
+            return self.sub
+        if name not in self.named:
+            raise ConfigError(unknown("model", name, self.named))
+        return self.named[name]
+
+    async def check_prices(self, max_cost_usd: float | None) -> None:
+        """Load the prices of these models. Raises ConfigError when there is a cost limit and a price is unknown."""
+        names = {lm.name for lm in self.named.values()}
+        await prices.prepare(names)
+        unpriced = sorted(name for name in names if not prices.is_priced(name))
+        if max_cost_usd is not None and unpriced:
+            raise ConfigError(
+                f"max_cost_usd is set, but the price of {', '.join(unpriced)} is unknown; "
+                "use max_total_tokens or max_calls, or a model whose price is known"
+            )
+
+
+class Caller:
+    """Makes the LM calls of one run tree.
+
+    Args:
+        ledger: the tree's limits.
+        max_concurrency: calls in flight at once.
+        on_retry: told of each failure that will be tried again.
+        policy: how it is tried again.
+    """
+
+    def __init__(self, ledger: Ledger, *, max_concurrency: int, on_retry: OnRetry, policy: RetryPolicy | None = None) -> None:
+        self.ledger = ledger
+        self.tally = Tally()
+        self._slots = anyio.Semaphore(max_concurrency, fast_acquire=True)
+        self._on_retry = on_retry
+        self._policy = policy
+        self._estimators: dict[str, Estimator] = {}
+
+    async def complete(self, lm: BaseLM, messages: list[Message], *, sampling: Sampling, last: bool = False) -> Completion:
+        """One completion, retried by class of error.
+
+        Args:
+            last: the run's last call, which may use what the ledger held back for it.
+
+        Raises:
+            LimitError: no further call fits.
+            ProviderError: it failed for good. Any other exception of a model of one's own is passed on.
+
+        Cancellation ends the call; what was sent and not answered is charged as its input.
+        """
+
+        def on_retry(error: ProviderError, wait: float) -> None:
+            self._on_retry(lm, error, wait)
+
+        return await with_retries(lambda: self._attempt(lm, messages, sampling, last), policy=self._policy, on_retry=on_retry)
+
+    async def _attempt(self, lm: BaseLM, messages: list[Message], sampling: Sampling, last: bool) -> Completion:
+        async with self._slots:
+            need, sampling = self.need(lm, messages, sampling, last=last)
+            reservation = await self.ledger.reserve(need)
+            with self.tally.call(lm.name) as call:
+                try:
+                    completion = _priced(await lm.acompletion(messages, sampling=sampling or None))
+                except BaseException as error:
+                    _settle_failure(reservation, error)
+                    raise
+                _settle(reservation, completion.usage)
+                call.answered(completion)
+            self._observe(lm, messages, completion.usage)
+            return completion
+
+    def need(self, lm: BaseLM, messages: list[Message], sampling: Sampling, *, last: bool = False) -> tuple[Need, Sampling]:
+        """What a call may use, and its sampling options with the output cap clipped to what is left of the tokens."""
+        if not self.ledger.estimates:
+            return Need(last=last), sampling
+        estimator = self._estimator(lm)
+        sent = estimator.input_tokens(messages)
+        cap = sampling.get("max_tokens")
+        if isinstance(cap, int) and self.ledger.max_total_tokens is not None:
+            cap = min(cap, max(LEAST_OUTPUT, self.ledger.max_total_tokens - self.ledger.tokens - sent))
+            sampling = {**sampling, "max_tokens": cap}
+        bound = estimator.output_bound(cap if isinstance(cap, int) else None)
+        return Need(
+            tokens=sent + bound, cost_usd=_cost(lm, sent, bound), sent_tokens=sent, sent_cost_usd=_cost(lm, sent, 0), last=last
+        ), sampling
+
+    def _observe(self, lm: BaseLM, messages: list[Message], usage: TokenUsage) -> None:
+        if self.ledger.estimates:
+            self._estimator(lm).observe(messages, usage)
+
+    def _estimator(self, lm: BaseLM) -> Estimator:
+        return self._estimators.setdefault(lm.name, Estimator())
+
+
+def _cost(lm: BaseLM, sent: int, bound: int) -> float:
+    return prices.price(lm.name, TokenUsage(input_tokens=sent, output_tokens=bound)) or 0.0
+
+
+def _priced(completion: Completion | str) -> Completion:
+    assert isinstance(completion, Completion)
+    if completion.usage.cost_usd is not None:
+        return completion
+    cost = prices.price(completion.model, completion.usage)
+    return completion if cost is None else replace(completion, usage=replace(completion.usage, cost_usd=cost))
+
+
+def _settle(reservation: Reservation, usage: TokenUsage) -> None:
+    known = usage.input_tokens is not None and usage.output_tokens is not None
+    tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0)
+    reservation.settle(tokens if known else None, usage.cost_usd)
+
+
+def _settle_failure(reservation: Reservation, error: BaseException) -> None:
+    match error:
+        case ConfigError():
+            reservation.release()
+        case ProviderError(usage=TokenUsage() as usage):
+            _settle(reservation, usage)
+        case ConnectionFailed():
+            reservation.settle_unanswered()
+        case Exception():
+            _settle(reservation, NOTHING)
+        case _:
+            reservation.settle_unanswered()
