@@ -21,6 +21,15 @@ from .types import JSON, Completion, Message, TokenUsage
 LEAST_OUTPUT = 16  # tokens; a cap is not clipped below what a short answer takes
 NOTHING = TokenUsage(input_tokens=0, output_tokens=0, cost_usd=0.0)
 
+FIRST_TRIES = 3  # of a model that has never answered in this run: what is refused three times is a wrong address rather than bad luck
+
+
+class NeverReached(ConnectionFailed):
+    """A model that has not answered once could not be reached again and again: not tried any further."""
+
+    retryable = False
+
+
 Sampling = Mapping[str, JSON]
 OnRetry = Callable[[BaseLM, ProviderError, float], None]
 
@@ -85,6 +94,7 @@ class Caller:
         self._on_retry = on_retry
         self._policy = policy
         self._estimators: dict[str, Estimator] = {}
+        self._reached: set[str] = set()  # models that have answered in this run
 
     async def complete(self, lm: BaseLM, messages: list[Message], *, sampling: Sampling, last: bool = False) -> Completion:
         """One completion, retried by class of error.
@@ -102,7 +112,19 @@ class Caller:
         def on_retry(error: ProviderError, wait: float) -> None:
             self._on_retry(lm, error, wait)
 
-        return await with_retries(lambda: self._attempt(lm, messages, sampling, last), policy=self._policy, on_retry=on_retry)
+        failures = 0
+
+        async def attempt() -> Completion:
+            nonlocal failures
+            try:
+                return await self._attempt(lm, messages, sampling, last)
+            except ConnectionFailed as error:
+                failures += 1
+                if failures >= FIRST_TRIES and lm.name not in self._reached:
+                    raise NeverReached(str(error), provider=error.provider, status=error.status) from error
+                raise
+
+        return await with_retries(attempt, policy=self._policy, on_retry=on_retry)
 
     async def _attempt(self, lm: BaseLM, messages: list[Message], sampling: Sampling, last: bool) -> Completion:
         async with self._slots:
@@ -116,6 +138,7 @@ class Caller:
                     raise
                 _settle(reservation, completion.usage)
                 call.answered(completion)
+            self._reached.add(lm.name)
             self._observe(lm, messages, completion.usage)
             return completion
 

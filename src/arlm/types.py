@@ -103,7 +103,7 @@ def sum_usage(parts: Any) -> ModelUsage:
         values = [value for part in parts if (value := getattr(part, name)) is not None]
         return sum(values) if values else None
 
-    answered = [part for part in parts if part.calls]
+    answered = [part for part in parts if part.calls > part.failed + part.cancelled or part.cost_usd is not None]
     costs = [part.cost_usd for part in answered]
     return ModelUsage(
         calls=sum(part.calls for part in parts),
