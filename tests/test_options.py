@@ -16,14 +16,15 @@ def test_every_pinned_option_has_its_pinned_default():
 
 
 def test_an_unknown_option_names_the_nearest_one_and_all_there_are():
-    with pytest.raises(arlm.ConfigError, match="did you mean 'max_iterations'.*There is: context, model"):
+    with pytest.raises(arlm.ConfigError, match=r"did you mean 'max_iterations'.*There is: context, model"):
         resolve({"max_iteration": 3})
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_iterations", 0), ("max_iterations", "5"), ("max_iterations", True), ("max_calls", 1.5), ("timeout", -1), ("timeout", float("inf")),
+        ("max_iterations", 0), ("max_iterations", "5"), ("max_iterations", True), ("max_calls", 1.5), ("timeout", -1),
+        ("timeout", float("inf")),
         ("on_limit", "stop"), ("sampling", []), ("system_prompt", 3), ("on_event", "print"), ("memory_limit", 1), ("max_cost_usd", 0),
     ],
 )  # fmt: skip

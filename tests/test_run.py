@@ -416,10 +416,14 @@ async def test_leaving_a_stream_early_ends_the_run_there_and_then():
 
 async def test_an_error_inside_a_stream_block_leaves_it_bare():
     lm = ScriptedLM([cell("1")] * 3)
-    with pytest.raises(KeyError):
+
+    async def use() -> None:
         async with arlm.stream("q", context="c", model=lm) as run:
             async for _event in run:
                 raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        await use()
 
 
 async def test_a_stream_raises_what_the_run_raised():

@@ -193,3 +193,13 @@ def _plain(value: Any) -> JSON:
             return [_plain(item) for item in value]
         case _:
             return str(value)
+
+
+def documentation() -> str:
+    """The schema as Markdown, from the classes themselves."""
+    parts = [f"Schema version {VERSION}. Every event has `type`, `run_id`, `node` and `time` (seconds since 1970, UTC)."]
+    common = {item.name for item in fields(Event)}
+    for name, kind in TYPES.items():
+        rows = [f"| `{item.name}` | `{item.type}` |" for item in fields(kind) if item.name not in common]
+        parts.append("\n".join([f"## `{name}`", "", str(kind.__doc__), "", "| field | type |", "|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"

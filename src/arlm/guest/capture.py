@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import termios
-from typing import Any, List, Tuple, cast
+from typing import Dict, List, Tuple
 
 PIPE_BYTES = 1024 * 1024  # asked of the kernel; fewer hand-overs between a printing cell and the reader
 TAIL_SHARE = 4  # a quarter of the kept characters is the end of the output: that is where a traceback stands
@@ -47,6 +47,11 @@ class Capture:
             text = text[room:]
         if text:
             self._tail = (self._tail + text[-self._tail_chars :])[-self._tail_chars :]
+
+    @property
+    def full(self) -> bool:
+        """Whether the head has all that it keeps: ``progress`` will add nothing more."""
+        return self._head_chars >= self.limit
 
     @property
     def _tail_chars(self) -> int:
@@ -94,6 +99,7 @@ class Stdio:
     def __init__(self, writer: int) -> None:
         self._writer = writer
         self._null = os.open(os.devnull, os.O_RDONLY)
+        self._streams: Dict[str, io.TextIOWrapper] = {}
         self.restore()
 
     def restore(self) -> None:
@@ -103,21 +109,19 @@ class Stdio:
                 os.dup2(self._writer, number)
         if not _same(0, self._null):
             os.dup2(self._null, 0)
-        for name, number in (("stdout", 1), ("stderr", 2)):
-            if not _is_ours(getattr(sys, name, None), number):
-                setattr(sys, name, _text_stream(number))
-        if not _is_ours(sys.stdin, 0):
-            stdin: Any = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "rb", closefd=False)), "utf-8", "surrogateescape")
-            stdin._arlm_number = 0
-            sys.stdin = stdin
+        for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+            stream = self._streams.get(name)
+            if stream is None or not _is_open(stream):
+                stream = self._streams[name] = _reading(number) if number == 0 else _writing(number)
+            setattr(sys, name, stream)
 
     def flush(self) -> None:
         """Push what Python still buffers into the pipe."""
-        for stream in (sys.stdout, sys.stderr):
+        for name in ("stdout", "stderr"):
             try:
-                stream.flush()
-            except (OSError, ValueError, AttributeError):
-                pass  # the cell closed or replaced it; restore() follows
+                getattr(sys, name).flush()
+            except BaseException:
+                pass  # the cell closed it, or put an object of its own there; restore() follows
 
 
 def _same(number: int, other: int) -> bool:
@@ -127,13 +131,18 @@ def _same(number: int, other: int) -> bool:
         return False
 
 
-def _is_ours(stream: Any, number: int) -> bool:
-    return getattr(stream, "_arlm_number", None) == number and not stream.closed
+def _is_open(stream: io.TextIOWrapper) -> bool:
+    try:
+        return not stream.closed
+    except ValueError:
+        return False  # detached from its buffer
 
 
-def _text_stream(number: int) -> io.TextIOWrapper:
+def _reading(number: int) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedReader(io.FileIO(number, "rb", closefd=False)), "utf-8", "surrogateescape")
+
+
+def _writing(number: int) -> io.TextIOWrapper:
     # write_through without line buffering would write() per print argument; line buffering writes once a line.
     raw = io.BufferedWriter(io.FileIO(number, "wb", closefd=False), 64 * 1024)
-    stream: Any = io.TextIOWrapper(raw, "utf-8", "backslashreplace", newline="\n", line_buffering=True)
-    stream._arlm_number = number
-    return cast(io.TextIOWrapper, stream)
+    return io.TextIOWrapper(raw, "utf-8", "backslashreplace", newline="\n", line_buffering=True)

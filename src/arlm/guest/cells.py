@@ -9,6 +9,7 @@ import inspect
 import linecache
 import os
 import sys
+import threading
 import traceback
 import types
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -53,10 +54,13 @@ class Session:
     Args:
         functions: names that are put back after every cell.
         interrupter: stops a running cell.
+        restore_streams: puts ``sys.stdout`` and its like right after a cell.
     """
 
-    def __init__(self, functions: Dict[str, Any], interrupter: Interrupter) -> None:
+    def __init__(self, functions: Dict[str, Any], interrupter: Interrupter, restore_streams: Callable[[], None]) -> None:
         self._interrupter = interrupter
+        self._restore_streams = restore_streams
+        threading.excepthook = _print_thread_traceback
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._module = types.ModuleType("__main__")
         self._module.__dict__["__builtins__"] = builtins
@@ -97,14 +101,15 @@ class Session:
                 report["ready"], report["content"] = self._read_answer(report["notes"])
             finally:
                 self._interrupter.disarm()
+                self._restore_streams()
         except SystemExit as error:
-            report["notes"].append(f"the cell ended by sys.exit({error.code!r}); the session goes on" if error.code else "the cell ended by sys.exit()")
+            report["notes"].append(_exit_note(error))
         except BaseException as error:
             report["error"] = _summary(error)
             if self.answer.get("ready"):
                 self.answer["ready"] = False
                 report["notes"].append("the answer was not taken, because the cell raised; set it again")
-            _print_traceback(error)
+            sys.stderr.write(_traceback(error))
         self.restore()
         report["variables"] = self.variables()
         return report
@@ -210,21 +215,32 @@ def _summary(error: BaseException) -> str:
     return (lines[-1] if lines else type(error).__name__)[:500]
 
 
-def _print_traceback(error: BaseException) -> None:
+def _exit_note(error: SystemExit) -> str:
+    return f"the cell ended by sys.exit({error.code!r}); the session goes on" if error.code else "the cell ended by sys.exit()"
+
+
+def _traceback(error: BaseException) -> str:
     try:
         report = traceback.TracebackException.from_exception(error)
         _hide_our_frames(report)
-        text = "".join(report.format())
+        return "".join(report.format())
     except BaseException as broken:  # an exception whose __str__ raises must not end the session
-        text = f"{type(error).__name__} (its message could not be made: {type(broken).__name__})\n"
-    sys.stdout.flush()
-    sys.stderr.write(text)
+        return f"{type(error).__name__} (its message could not be made: {type(broken).__name__})\n"
+
+
+def _print_thread_traceback(args: Any) -> None:
+    if not issubclass(args.exc_type, SystemExit):
+        name = args.thread.name if args.thread is not None else "?"
+        sys.stderr.write(f"Exception in thread {name}:\n{_traceback(args.exc_value or args.exc_type())}")
 
 
 def _hide_our_frames(report: Optional[traceback.TracebackException]) -> None:
+    """Leave what the cell's author can make sense of: from the first line of a cell on, without functions of ours."""
     if report is None:
         return
-    report.stack = traceback.StackSummary.from_list([frame for frame in report.stack if not frame.filename.startswith(_HERE)])
+    frames = list(report.stack)
+    first = next((place for place, frame in enumerate(frames) if frame.filename.startswith("<cell ")), 0)
+    report.stack = traceback.StackSummary.from_list([frame for frame in frames[first:] if not frame.filename.startswith(_HERE)])
     for part in (report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())):
         _hide_our_frames(part)
 

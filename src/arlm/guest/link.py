@@ -22,7 +22,9 @@ READ_BYTES = 256 * 1024
 LOST_CONNECTION = 70  # exit status of a worker whose host went away or broke the wire
 BROKEN_INSIDE = 71  # exit status of a worker whose I/O thread failed (no memory left, for instance)
 
-PROGRESS_SECONDS = 0.05  # output is reported at most this often, so that a worker that dies has told what it printed
+# Output is read and reported at most this often. Until then it stays in the pipe, where the supervisor finds it if this process dies: what
+# this thread had read but not yet sent would be lost.
+PROGRESS_SECONDS = 0.05
 leave = os._exit  # the real one: the worker replaces os._exit for the cell
 
 Handler = Callable[[int, str, Dict[str, Any]], None]
@@ -133,9 +135,7 @@ class Link:
 
     def take_output(self) -> Any:
         """For ``answer`` callbacks: drain the pipe as far as it was filled at this moment, and take the text."""
-        left = waiting(self._output)
-        while left > 0:
-            left -= self._read_output()
+        self._drain_output()
         return self._capture.take()
 
     def flush_and_exit(self, status: int) -> None:
@@ -187,12 +187,17 @@ class Link:
             for key, mask in selector.select(self._progress_wait()):
                 if key.data == "wake":
                     os.read(self._wake_reader, 4096)
-                elif key.data == "output":
+                elif key.data == "output" and self._capture.full:
                     self._read_output()
+                elif key.data == "output":
+                    selector.unregister(self._output)
+                    self._progress_due = time.monotonic() + PROGRESS_SECONDS
                 elif mask & selectors.EVENT_READ:
                     self._read_socket()
             if self._progress_wait() == 0:
-                self._outgoing.extend(self._progress_note())
+                self._progress_due = None
+                self._outgoing.extend(self._output_note())
+                selector.register(self._output, selectors.EVENT_READ, "output")
             wanted = selectors.EVENT_READ | (0 if self._write_socket() else selectors.EVENT_WRITE)
             if wanted != events:
                 events = wanted
@@ -202,15 +207,15 @@ class Link:
         return None if self._progress_due is None else max(0.0, self._progress_due - time.monotonic())
 
     def _output_note(self) -> List[bytes]:
+        self._drain_output()
+        text = self._capture.progress()
+        return wire.encode({"note": "output", "text": text}) if text else []
+
+    def _drain_output(self) -> None:
+        """Read as much as the pipe holds at this moment."""
         left = waiting(self._output)
         while left > 0:
             left -= self._read_output()
-        return self._progress_note()
-
-    def _progress_note(self) -> List[bytes]:
-        self._progress_due = None
-        text = self._capture.progress()
-        return wire.encode({"note": "output", "text": text}) if text else []
 
     def _read_output(self) -> int:
         try:
@@ -218,8 +223,6 @@ class Link:
         except BlockingIOError:
             return READ_BYTES  # somebody else took it (a forked child): do not wait for it
         self._capture.write(data)
-        if self._progress_due is None:
-            self._progress_due = time.monotonic() + PROGRESS_SECONDS
         return len(data) or READ_BYTES
 
     def _read_socket(self) -> None:

@@ -55,6 +55,7 @@ class Supervisor:
         self._by_name: Dict[str, Child] = {}
         self._selector = selectors.DefaultSelector()
         self._parent: Optional[int] = None
+        self._watching = False
         self._scratch: Set[str] = set()  # folders of runs: removed here if the host dies before it does it
 
     def run(self) -> None:
@@ -104,7 +105,8 @@ class Supervisor:
             self._send({"bye": f"the supervisor speaks version {wire.VERSION} of the wire, not {message['hello']}"})
             raise HostGone
         parent = message.get("parent")
-        if parent is not None and parent == os.getppid():
+        if parent is not None and parent == os.getppid() and not self._watching:
+            self._watching = True  # one process may say hello again for each of its event loops
             self._watch_parent(parent)
         self._send({"hello": wire.VERSION, "pid": os.getpid(), "python": sys.version.split()[0]})
 
@@ -264,6 +266,7 @@ class Supervisor:
 
     def _end(self) -> None:
         """The host is gone: kill everything, remove what its runs kept on disk."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         processes.kill_trees(set(processes.children_of(os.getpid())))
         self._sweep_all()
         for scratch in self._scratch:

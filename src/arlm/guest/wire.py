@@ -42,6 +42,8 @@ class WireError(Exception):
 class TooLarge(ValueError):
     """A value is too large to send; nothing was sent."""
 
+    __module__ = "builtins"  # as a traceback in a cell names it
+
 
 def dumps(value: Any) -> str:
     """JSON text of a value, as the wire carries it. Raises TypeError or ValueError for what JSON cannot carry."""

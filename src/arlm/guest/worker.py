@@ -109,7 +109,7 @@ class Worker:
         self._main_thread = threading.get_ident()
         self._interrupter = Interrupter()
         self._link = Link(sock, decoder, output, self._capture, self._on_request)
-        self._session = Session(stubs.build(hello["functions"], self._link), self._interrupter)
+        self._session = Session(stubs.build(hello["functions"], self._link), self._interrupter, self._restore_streams)
 
     def run(self) -> None:
         """Serve until the connection ends; does not return."""
@@ -144,7 +144,6 @@ class Worker:
         self._capture.limit = args.get("output_chars", DEFAULT_OUTPUT_CHARS)
         report = self._session.run(args["code"], args["cell"])
         self._stdio.flush()
-        self._stdio.restore()
         if os.getpid() != pid:
             _leave(0)  # the cell forked, and this is the child that ran on to the end of the cell
 
@@ -153,6 +152,10 @@ class Worker:
             return report
 
         self._link.answer(number, finish)
+
+    def _restore_streams(self) -> None:
+        self._stdio.flush()
+        self._stdio.restore()
 
     def _load(self, number: int, args: Dict[str, Any]) -> None:
         """Put a context in place: ``name``, and ``aliases`` for the same value; gives a fresh ``answer``."""
