@@ -8,7 +8,7 @@ A map of the package, from the bottom up; imports point only downwards in this l
     clients/       language models: one file a provider
     environments/  places where code runs: one file a kind
     options events prompts parsing functions ledger calls   parts of a run: one noun a file
-    node loop rlm  the run tree, the root loop, the public functions
+    node loop running session rlm   the run tree, the root loop, one run, sessions, the public functions
     testing/       what tests of arlm and of its plug-ins are made of
     cli/           the command line
 """
@@ -37,7 +37,9 @@ from .errors import (
     SandboxError,
     TokenLimit,
 )
-from .rlm import RLM, RunStream, run, run_sync, stream
+from .rlm import RLM, run, run_sync, stream
+from .session import Session
+from .streaming import RunStream
 from .types import CellResult, Completion, Message, ModelUsage, Result, TokenUsage, UsageSummary
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "RunStream",
     "RunTimeout",
     "SandboxError",
+    "Session",
     "TokenLimit",
     "TokenUsage",
     "UsageSummary",

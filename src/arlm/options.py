@@ -17,9 +17,9 @@ from .plugins import did_you_mean
 if TYPE_CHECKING:
     from .clients.resolve import ModelSpec
     from .environments.base import Environment
-    from .events import Event
+    from .events import AnyEvent
 else:
-    ModelSpec = Environment = Event = Any
+    ModelSpec = Environment = AnyEvent = Any
 
 Check = Callable[[Any], str | None]  # returns what the value must be, or None when it is right
 
@@ -122,7 +122,7 @@ class RunOptions(TypedDict, total=False):
     sub_sampling: Annotated[Mapping[str, Any], Option({}, "Sampling options of sub-calls.", _is(Mapping, "a dict"))]
     log_dir: Annotated[str | Path | None, Option(None, "A folder that gets one JSONL file per run.", _or_none(_is((str, Path), "a path")))]
     on_event: Annotated[
-        Callable[[Event], Any] | None,
+        Callable[[AnyEvent], Any] | None,
         Option(None, "Called with every event; sync or async. Its exceptions are logged, not raised.", _or_none(_can_call)),
     ]
 

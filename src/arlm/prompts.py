@@ -9,11 +9,13 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from .functions import FUNCTIONS
-from .types import CellResult
+from .types import JSON, CellResult
 
 PROMPT_HEAD_CHARS = 2_000  # of a prompt that is its own context: what the first message shows of it
 SUB_PROMPT_CHARS = 200_000  # about 50,000 tokens: read well by every current model, a quarter of the smallest common window
 OUTPUT_CHARS = 20_000
+MAX_EARLIER = 10  # questions of a session that a later one is reminded of
+EARLIER_CHARS = 500  # of each of those and of its answer
 
 SYSTEM = """\
 You answer a question about an input that may be far larger than what you can read at once. You work through a Python REPL.
@@ -61,13 +63,26 @@ def _ours() -> str:
 def question(prompt: str, context: str, *, alone: bool) -> str:
     """The first user message: the question and what ``context`` is. ``alone``: the prompt itself is the context."""
     if not alone:
-        return f"Question:\n{prompt}\n\n`context` is {context}. You have not seen it yet."
+        return f"Question:\n{prompt}\n\n`context` is {context}."
     if len(prompt) <= PROMPT_HEAD_CHARS:
         return f"Question:\n{prompt}\n\n`context` holds the same text."
     return (
         f"The request is longer than this message. Its first {PROMPT_HEAD_CHARS:,} characters:\n{prompt[:PROMPT_HEAD_CHARS]}\n[…]\n\n"
         f"`context` holds all of it: {context}. Read the rest there."
     )
+
+
+def earlier(history: Sequence[Mapping[str, JSON]], variables: Sequence[str]) -> str:
+    """What a session's later question says of the earlier ones; empty for the first."""
+    if not history:
+        return ""
+    lines = [f"- Q: {_short(str(entry['prompt']))}\n  A: {_short(str(entry['answer']))}" for entry in history[-MAX_EARLIER:]]
+    kept = f"\nVariables from before: {', '.join(variables)}." if variables else ""
+    return f"Earlier in this session (all of it in `history`):\n{chr(10).join(lines)}{kept}\n\n"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= EARLIER_CHARS else f"{text[:EARLIER_CHARS]}… [{len(text):,} characters]"
 
 
 def turn(iteration: int, max_iterations: int, left: Mapping[str, float], subcalls: int) -> str:

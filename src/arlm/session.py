@@ -1,99 +1,77 @@
-"""What a REPL needs to live: a private folder, the handler its worker connects to, and a place. Owned by whoever opens it."""
+"""Sessions: one living REPL for many questions."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Unpack
 
-from . import functions
-from .context import ContextFile, write_context
-from .environments.base import Environment, Place
-from .environments.repl import REPL, Loaded
 from .errors import ConfigError
-from .lifetimes import finish
-from .options import RunOptions, unknown
-from .plugins import ENVIRONMENTS, resolve
-from .server.handler import LMHandler
+from .events import Emit
+from .home import Home, find_environment, open_home
+from .options import RunOptions, resolve
+from .running import run_once
+from .streaming import RunStream, open_stream
+from .types import Result
+
+OF_THE_SESSION = ("environment", "environment_options", "memory_limit")  # what the living REPL was opened with
 
 
-@dataclass(slots=True, kw_only=True)
-class Home:
-    """An open place with one REPL."""
+class Session:
+    """A REPL that stays between questions: variables, imports, contexts. Made by ``RLM.session``.
 
-    scratch: Path
-    place: Place
-    repl: REPL
-    contexts: int = 0
+    The contexts given are ``context_0``, ``context_1``, …; ``context`` is the newest of them. A question without a context keeps the one
+    there is (a question longer than 2,000 characters becomes a context itself). ``history`` lists earlier questions and answers.
 
-    async def add_context(self, value: Any) -> ContextFile:
-        """Put a context in place as ``context_N`` and ``context``. Raises ConfigError, SandboxError."""
-        name = f"context_{self.contexts}"
-        file = await write_context(value, self.scratch / name)
-        await self.repl.load(Loaded(name=name, aliases=("context",), path=await self.place.put(file), kind=file.kind))
-        self.contexts += 1
-        return file
+    It answers one question at a time. Between questions it costs its worker and nothing else; a worker that dies is replaced, the contexts
+    are loaded again, and the model is told which variables were lost. Cancelling a question stops its cell and leaves the session usable.
+    The session may be entered in one task and left in another.
+    """
+
+    def __init__(self, options: RunOptions, home: Home) -> None:
+        self._options = options
+        self._home = home
+        self._busy = False
+
+    async def run(self, prompt: str, **options: Unpack[RunOptions]) -> Result:
+        """Ask a question. Options and errors as with ``arlm.run``.
+
+        Raises:
+            ConfigError: a question is being answered already, or an option belongs to the session as a whole.
+        """
+        return await self._run(prompt, self._resolved(options), None)
+
+    def stream(self, prompt: str, **options: Unpack[RunOptions]) -> AbstractAsyncContextManager[RunStream]:
+        """Ask a question and iterate its events, as with ``arlm.stream``."""
+        resolved = self._resolved(options)
+        return open_stream(lambda emit: self._run(prompt, resolved, emit))
+
+    async def _run(self, prompt: str, options: RunOptions, emit: Emit | None) -> Result:
+        with self._one_at_a_time():
+            return await run_once(prompt, options, listeners=() if emit is None else (emit,), home=self._home)
+
+    def _resolved(self, options: RunOptions) -> RunOptions:
+        for name in OF_THE_SESSION:
+            if name in options:
+                raise ConfigError(f"{name} belongs to the whole session; give it to rlm.session()")
+        resolved = resolve(options, base=self._options)
+        if "context" not in options and self._home.contexts:
+            resolved["context"] = None  # the session's own was loaded with the first question
+        return resolved
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        if self._busy:
+            raise ConfigError("this session is answering a question; wait for it, or open another session (an RLM has any number)")
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
 
 @asynccontextmanager
-async def open_home(environment: Environment, options: RunOptions, on_output: Callable[[str], None]) -> AsyncIterator[Home]:
-    """Open a place of ``environment`` with a REPL that is not started yet.
-
-    Leaving it kills the worker with everything below it and removes the folder, also when the block is cancelled, once or twice.
-
-    Raises:
-        SandboxError: the place cannot be opened.
-    """
-    scratch = Path(tempfile.mkdtemp(prefix="arlm-", dir=_short_folder()))
-    try:
-        async with LMHandler(transport=environment.transport, directory=scratch) as handler, environment.open(handler, scratch) as place:
-            repl = REPL(
-                place,
-                handler,
-                name="the REPL",
-                functions=functions.specs(),
-                cell_timeout=options["cell_timeout"],
-                memory_limit=options["memory_limit"],
-                on_output=on_output,
-            )
-            try:
-                yield Home(scratch=scratch, place=place, repl=repl)
-            finally:
-                await finish(repl.close, what="the REPL")
-    finally:
-        await finish(lambda: asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True), what=str(scratch))
-
-
-def find_environment(environment: str | Environment, options: Mapping[str, Any]) -> Environment:
-    """The environment that ``environment=`` names, with its options.
-
-    Raises:
-        ConfigError: unknown environment or option, or a wrong value of one.
-    """
-    if isinstance(environment, Environment):
-        if options:
-            raise ConfigError("environment_options go with an environment's name; give them to the object itself")
-        return environment
-    if not isinstance(environment, str):
-        raise ConfigError(f"environment must be a name or an Environment, not {type(environment).__name__}")
-    made: Any = resolve(ENVIRONMENTS, environment, what="environment")
-    known = list(inspect.signature(made).parameters)
-    for name in options:
-        if name not in known:
-            raise ConfigError(unknown(f"option of the environment {environment!r}", name, known))
-    found = made(**options)
-    if not isinstance(found, Environment):
-        raise ConfigError(f"the plug-in for environment {environment!r} made {type(found).__name__}, which is not an Environment")
-    return found
-
-
-def _short_folder() -> str | None:
-    """Where a Unix socket's path stays short enough: the usual temp folder, or /tmp when that is deep."""
-    usual = tempfile.gettempdir()
-    return usual if len(usual) <= 60 or not Path("/tmp").is_dir() else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
+async def open_session(options: RunOptions) -> AsyncIterator[Session]:
+    """Open a session. Raises ConfigError, SandboxError. Leaving it kills its worker and removes its files."""
+    async with open_home(find_environment(options["environment"], options["environment_options"]), options) as home:
+        yield Session(options, home)

@@ -173,35 +173,41 @@ class Control:
         for worker in list(self._workers.values()):
             self._end(worker, Exit(status=None))
 
-    async def spawn(self, args: dict[str, Any], relay: Connection | None = None) -> LocalWorker:
-        """Fork a worker. ``args`` as the supervisor's ``spawn`` takes them, without the name. Raises SandboxError.
+    def worker(self, relay: Connection | None = None) -> LocalWorker:
+        """A worker to be spawned; whoever asks kills it in the end, whether the spawning succeeded or was cancelled."""
+        assert self.peer is not None
+        name = f"w{next(_numbers)}"
+        worker = self._workers[name] = LocalWorker(self, name)
+        if relay is not None:
+            worker.relay = RelayTransport(self.peer, name, relay)
+        return worker
+
+    async def spawn(self, worker: LocalWorker, args: dict[str, Any]) -> None:
+        """Fork a worker's process. ``args`` as the supervisor's ``spawn`` takes them, without the name. Raises SandboxError.
 
         Cancelled, it leaves no worker: one that was forked meanwhile is killed.
         """
         assert self.peer is not None
-        name = f"w{next(_numbers)}"
-        worker = LocalWorker(self, name)
-        self._workers[name] = worker
-        if relay is not None:
-            worker.relay = RelayTransport(self.peer, name, relay)
         try:
-            await self.peer.call("spawn", {"worker": name, **args})
+            await self.peer.call("spawn", {"worker": worker.name, **args})
         except (CallError, PeerLost) as error:
             self._end(worker, Exit(status=None))
             raise SandboxError(f"a worker could not be started: {error}") from error
         except BaseException:
             worker.order_kill()
             raise
-        return worker
 
     def _on_note(self, message: wire.Message) -> None:
-        worker = self._workers.get(message.get("worker", ""))
+        worker = self._workers.get(str(message.get("worker")))
         if worker is None:
             return
-        if message["note"] == "exited":
-            self._end(worker, Exit(status=message["status"], output=message["output"]))
-        elif message["note"] == "relay" and worker.relay is not None:
-            worker.relay.feed(message["data"].encode("latin-1"))
+        match message:
+            case {"note": "exited", "status": int(status), "output": str(output)}:
+                self._end(worker, Exit(status=status, output=output))
+            case {"note": "relay", "data": str(data)} if worker.relay is not None:
+                worker.relay.feed(_relayed(data))
+            case _:
+                raise wire.WireError(f"the supervisor sent a note {message['note']!r:.80} that has not the right shape")
 
     def _end(self, worker: LocalWorker, how: Exit) -> None:
         self._workers.pop(worker.name, None)
@@ -209,6 +215,13 @@ class Control:
             worker.relay.ended()
         if not worker.exited.done():
             worker.exited.set_result(how)
+
+
+def _relayed(data: str) -> bytes:
+    try:
+        return data.encode("latin-1")
+    except UnicodeEncodeError:
+        raise wire.WireError("the supervisor relayed what are no bytes") from None
 
 
 class LocalWorker(Worker):

@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import anyio
+
 from ..context import ContextFile
 from ..errors import ConfigError, SandboxError
 from ..lifetimes import finish
 from ..server.connection import Connection
 from ..server.handler import LMHandler, Ticket
 from .base import Environment, Place, Worker
-from .forkserver import Control, LocalWorker, clean_environment, command, current
+from .forkserver import STOP_SECONDS, Control, LocalWorker, clean_environment, command, current
 
 Road = Literal["unix", "tcp", "stdio"]
 
@@ -72,9 +74,9 @@ class _ProcessPlace(Place):
         control = self._control
         if not self._relay and (control.peer is None or control.peer.lost is not None):
             control = self._control = await current()  # the fork server died; the next worker gets a new one
-        worker = await control.spawn(args, relay)
-        self._workers = [known for known in self._workers if not known.exited.done()]
-        self._workers.append(worker)
+        worker = control.worker(relay)
+        self._workers = [*(known for known in self._workers if not known.exited.done()), worker]
+        await control.spawn(worker, args)
         return worker
 
     async def put(self, file: ContextFile) -> str:
@@ -116,13 +118,19 @@ async def _piped_supervisor() -> AsyncIterator[Control]:
 
 async def _pump(process: asyncio.subprocess.Process, protocol: asyncio.Protocol) -> None:
     assert process.stdout is not None
-    while data := await process.stdout.read(256 * 1024):
-        protocol.data_received(data)
-    protocol.connection_lost(None)
+    try:
+        while data := await process.stdout.read(256 * 1024):
+            protocol.data_received(data)
+    finally:
+        protocol.connection_lost(None)
 
 
 async def _end_piped(process: asyncio.subprocess.Process, reader: asyncio.Future[None]) -> None:
     assert process.stdin is not None
     process.stdin.close()
-    await process.wait()
+    with anyio.move_on_after(STOP_SECONDS):
+        await process.wait()
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
     await reader

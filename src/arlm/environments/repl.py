@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import anyio
@@ -113,7 +114,7 @@ class REPL:
         functions: the specs of its REPL functions.
         cell_timeout: seconds of a cell's own time (waiting for calls does not count).
         memory_limit: bytes per worker, or None.
-        on_output: called with pieces of a running cell's output, as they come.
+        on_output: called with pieces of a running cell's output, as they come; a run brings its own.
     """
 
     def __init__(
@@ -133,15 +134,19 @@ class REPL:
         self._functions = functions
         self._cell_timeout = cell_timeout
         self._memory_limit = memory_limit
-        self._on_output = on_output
+        self._show = on_output
         self._contexts: list[Loaded] = []
+        self._history: list[dict[str, JSON]] = []
         self._serving: tuple[TaskGroup, Answer] | None = None
         self._worker: Worker | None = None
         self._peer: Peer | None = None
         self._clock: CellClock | None = None
         self._streamed: list[str] = []
-        self._variables: dict[str, str] = {}
+        self._streamed_chars = 0
+        self.variables: dict[str, str] = {}
         self._starting = asyncio.Lock()
+        self._running: asyncio.Future[JSON] | None = None
+        self._lost_between: tuple[str, ...] | None = None  # what a worker that ended between two cells took with it
 
     # -- lifetime ---------------------------------------------------------------------------------------------------
 
@@ -153,6 +158,8 @@ class REPL:
         """
         async with self._starting:
             if self._peer is None or self._peer.lost is not None:
+                if self._peer is not None:
+                    self._lost_between, self.variables = tuple(self.variables), {}
                 await self.close()
                 await self._start()
 
@@ -163,7 +170,9 @@ class REPL:
             peer = await self._connected(ticket, self._worker)
             peer.on_note = self._on_note
             for context in self._contexts:
-                await self._load(peer, context)
+                await self._load(peer, context.args(), context.name)
+            if self._history:
+                await self._load(peer, {"history": self._history}, "history")
         except BaseException:
             ticket.give_up("the worker did not start")
             if self._worker is not None:
@@ -191,14 +200,14 @@ class REPL:
         finally:
             connecting.cancel()
 
-    async def _load(self, peer: Peer, context: Loaded) -> None:
+    async def _load(self, peer: Peer, args: dict[str, JSON], name: str) -> None:
         try:
-            await peer.call("load", context.args())
+            await peer.call("load", args)
         except CallError as error:
             hint = f"; memory_limit is {self._memory_limit:,} bytes" if error.kind == "MemoryError" and self._memory_limit else ""
-            raise SandboxError(f"{context.name} could not be loaded: {error.kind}: {error}{hint}") from error
+            raise SandboxError(f"{name} could not be loaded: {error.kind}: {error}{hint}") from error
         except PeerLost as error:
-            raise SandboxError(f"the worker was lost while it loaded {context.name}: {error}") from error
+            raise SandboxError(f"the worker was lost while it loaded {name}: {error}") from error
 
     async def close(self) -> None:
         """Kill the worker with everything below it."""
@@ -210,7 +219,39 @@ class REPL:
         """Add a context, for this worker and its successors. Raises SandboxError."""
         self._contexts.append(context)
         if self._peer is not None and self._peer.lost is None:
-            await self._load(self._peer, context)
+            await self._load(self._peer, context.args(), context.name)
+
+    async def begin_run(self, *, cell_timeout: float, on_output: Callable[[str], None], history: list[dict[str, JSON]]) -> None:
+        """A run begins, with a fresh ``answer`` in the namespace.
+
+        Args:
+            cell_timeout: seconds of each of its cells.
+            on_output: gets pieces of their output as they come.
+            history: what ``history`` lists.
+        """
+        self._cell_timeout, self._show, self._history = cell_timeout, on_output, history
+        if self._peer is not None and self._peer.lost is None:
+            with suppress(PeerLost):  # the next cell finds out, and says what was lost
+                await self._peer.call("load", {"history": history})
+
+    def stop_serving(self) -> None:
+        """A run is over: refuse calls until the next one."""
+        self._show = self._serving = None
+        if self._peer is not None:
+            self._peer.stop_serving()
+
+    async def end_cell(self) -> None:
+        """Stop the cell that a cancelled ``run_cell`` left running, so that the next one finds the worker free."""
+        peer, worker, request = self._peer, self._worker, self._running
+        self._running = None
+        if request is None or peer is None or worker is None:
+            return
+        try:
+            await self._stop(request, "the run is over", peer, worker)
+        except PeerLost:
+            pass  # it ended by itself meanwhile
+        finally:
+            peer.forget(request)
 
     def serve(self, task_group: TaskGroup, answer: Answer) -> None:
         """Answer the functions that cells call; see ``Peer.serve``."""
@@ -234,44 +275,59 @@ class REPL:
     async def run_cell(self, code: str, number: int) -> CellResult:
         """Run one cell to its end, or stop it: interrupt, grace, kill.
 
-        A worker that ends in the cell is replaced before the next one; ``lost`` then names the variables that went with it.
+        A worker that ends in the cell, or ended since the last one, is replaced; ``lost`` names the variables that went with it.
 
         Raises:
             SandboxError: no worker could be started.
 
-        Cancelled, it leaves the cell running: whoever cancels closes the REPL.
+        Cancelled, it leaves the cell running: ``end_cell`` stops it, ``close`` kills it.
         """
         await self.start()
+        lost, self._lost_between = self._lost_between, None
         assert self._peer is not None
-        peer = self._peer
+        assert self._worker is not None
+        result = await self._run_cell(code, number, self._peer, self._worker)
+        return result if lost is None else replace(result, lost=lost + (result.lost or ()))
+
+    async def _run_cell(self, code: str, number: int, peer: Peer, worker: Worker) -> CellResult:
+        # close() may take self._peer and self._worker away while the cell runs.
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._streamed = []
-        self._clock = CellClock(self._cell_timeout)
-        request = peer.start_call("exec", {"code": code, "cell": number, "output_chars": OUTPUT_CHARS})
+        self._streamed, self._streamed_chars = [], 0
+        clock = self._clock = CellClock(self._cell_timeout)
         stopped: Stop | None = None
+        request = self._running = peer.start_call("exec", {"code": code, "cell": number, "output_chars": OUTPUT_CHARS})
         try:
-            stopped = await self._watch(request, self._clock)
+            stopped = await self._watch(request, clock, worker)
             if stopped is not None:
-                await self._stop(request, stopped)
-            return self._result(request.result(), stopped, loop.time() - began)
+                await self._stop(request, self._why(stopped), peer, worker)
+            report = request.result()
         except CallError as error:
+            self._settled(peer, request)
             return CellResult(error=f"{error.kind}: {error}", stopped=stopped, duration_s=loop.time() - began)
         except PeerLost as error:
-            return await self._lost(error, stopped, loop.time() - began)
+            self._settled(peer, request)
+            return await self._lost(error, stopped, loop.time() - began, peer, worker)
         finally:
-            self._clock.stop()
+            clock.stop()
             self._clock = None
-            peer.forget(request)
+        self._settled(peer, request)
+        return self._result(report, stopped, loop.time() - began)
+
+    def _settled(self, peer: Peer, request: asyncio.Future[JSON]) -> None:
+        self._running = None
+        peer.forget(request)
+
+    def _why(self, stopped: Stop) -> str:
+        return f"cell_timeout of {self._cell_timeout:g} s" if stopped == "timeout" else "a limit of the run"
 
     def end_cell_soon(self) -> None:
         """A limit of the run was reached: the running cell gets errors from now on, and little time."""
         if self._clock is not None:
             self._clock.shorten(LIMIT_SECONDS, "limit")
 
-    async def _watch(self, request: asyncio.Future[JSON], clock: CellClock) -> Stop | None:
+    async def _watch(self, request: asyncio.Future[JSON], clock: CellClock, worker: Worker) -> Stop | None:
         """Wait for the cell's end or the clock's. A cell that waits for calls and burns CPU all the while is stopped too."""
-        assert self._worker is not None
         allowed = self._cell_timeout * ((os.cpu_count() or 1) + 1)
         at_start: float | None = None
         while True:
@@ -280,35 +336,32 @@ class REPL:
                 return None
             if clock.expired.done():
                 return clock.expired.result()
-            used = await self._worker.cpu_seconds()
+            used = await worker.cpu_seconds()
             at_start = used if at_start is None else at_start
             if used - at_start > allowed:
                 clock.expire()
 
-    async def _stop(self, request: asyncio.Future[JSON], reason: Stop) -> None:
-        assert self._peer is not None
-        assert self._worker is not None
-        text = f"the cell was stopped: cell_timeout of {self._cell_timeout:g} s" if reason == "timeout" else "the cell was stopped: a limit of the run"
-        self._peer.cancel_calls()
+    async def _stop(self, request: asyncio.Future[JSON], why: str, peer: Peer, worker: Worker) -> None:
+        text = f"the cell was stopped: {why}"
+        peer.cancel_calls()
         deadline = asyncio.get_running_loop().time() + GRACE_SECONDS
         while not request.done() and (left := deadline - asyncio.get_running_loop().time()) > 0:
-            interrupt = self._peer.start_call("interrupt", {"reason": text})
+            interrupt = peer.start_call("interrupt", {"reason": text})
             await asyncio.wait({request}, timeout=min(left, INTERRUPT_SECONDS))
-            self._peer.forget(interrupt)
-            if self._peer.lost is not None:
-                return
+            peer.forget(interrupt)
         if not request.done():
-            await self._worker.kill()
+            await worker.kill()
             await asyncio.wait({request}, timeout=EXIT_SECONDS)
             if not request.done():
-                self._peer.lose("the worker was killed")
+                peer.lose("the worker was killed")
 
     def _on_note(self, message: dict[str, Any]) -> None:
         text = message.get("text")
-        if message["note"] == "output" and isinstance(text, str) and sum(map(len, self._streamed)) < OUTPUT_CHARS:
+        if message["note"] == "output" and isinstance(text, str) and text and self._streamed_chars < OUTPUT_CHARS:
             self._streamed.append(text[:OUTPUT_CHARS])
-            if self._on_output is not None:
-                self._on_output(text[:OUTPUT_CHARS])
+            self._streamed_chars += len(text)
+            if self._show is not None:
+                self._show(text[:OUTPUT_CHARS])
 
     def _result(self, reply: JSON, stopped: Stop | None, duration: float) -> CellResult:
         """A cell's report as sent by code that may lie: every field is checked."""
@@ -316,7 +369,7 @@ class REPL:
         output, chars, error = report.get("output"), report.get("output_chars"), report.get("error")
         variables, notes = report.get("variables"), report.get("notes")
         if isinstance(variables, dict):
-            self._variables = {str(name)[:200]: str(kind)[:200] for name, kind in list(variables.items())[:200]}
+            self.variables = {str(name)[:200]: str(kind)[:200] for name, kind in list(variables.items())[:200]}
         text = output[: OUTPUT_CHARS + 200] if isinstance(output, str) else ""
         if isinstance(notes, list):
             text += "".join(f"\n[{note[:500]}]" for note in notes[:MAX_NOTES] if isinstance(note, str))
@@ -327,27 +380,24 @@ class REPL:
             stopped=stopped,
             answer_ready=report.get("ready") is True,
             answer=report.get("content"),
-            variables=dict(self._variables),
+            variables=dict(self.variables),
             duration_s=duration,
         )
 
-    async def _lost(self, error: PeerLost, stopped: Stop | None, duration: float) -> CellResult:
+    async def _lost(self, error: PeerLost, stopped: Stop | None, duration: float, peer: Peer, worker: Worker) -> CellResult:
         """The worker ended in the cell."""
-        assert self._worker is not None
-        worker = self._worker
         await asyncio.wait({worker.exited}, timeout=EXIT_SECONDS)
         if not worker.exited.done():
             await worker.kill()  # it lives, but broke the wire
         how = worker.exited.result() if worker.exited.done() else Exit(status=None)
-        self._peer = None
-        lost, self._variables = tuple(self._variables), {}
+        if self._peer is peer:
+            self._peer = None
+        lost, self.variables = tuple(self.variables), {}
         output = "".join(self._streamed)[:OUTPUT_CHARS] + how.output[:OUTPUT_CHARS]
         if stopped is None:
             reason = f"the REPL's process ended in this cell: {how if how.status is not None else error}"
-        elif stopped == "timeout":
-            reason = f"the cell was killed: cell_timeout of {self._cell_timeout:g} s, and it did not react to the interrupt"
         else:
-            reason = "the cell was killed: a limit of the run, and it did not react to the interrupt"
+            reason = f"the cell was killed: {self._why(stopped)}, and it did not react to the interrupt"
         return CellResult(
             output=output, output_chars=len(output), error=reason, stopped=stopped or "exited", lost=lost, duration_s=duration
         )

@@ -183,7 +183,10 @@ def _pieces(items: List[str]) -> Generator[List[str], None, None]:
 def exception(error: CallFailed) -> Exception:
     """The exception to raise in the cell: a built-in one by its name, else a RuntimeError that carries the name."""
     known = getattr(builtins, error.kind, None)
-    if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UnicodeError):
-        return known(str(error))
+    if isinstance(known, type) and issubclass(known, Exception):
+        try:
+            return known(str(error))
+        except TypeError:
+            pass  # one that is not made from a text: UnicodeDecodeError, ExceptionGroup
     made: Optional[type] = type(error.kind, (RuntimeError,), {"__module__": "builtins"}) if error.kind.isidentifier() else None
     return made(str(error)) if made else RuntimeError(str(error))

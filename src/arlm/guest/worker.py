@@ -158,11 +158,13 @@ class Worker:
         self._stdio.restore()
 
     def _load(self, number: int, args: Dict[str, Any]) -> None:
-        """Put a context in place: ``name``, and ``aliases`` for the same value; gives a fresh ``answer``."""
+        """Put a context in place (``path``, ``kind``, ``name`` and ``aliases``), or ``history``; gives a fresh ``answer``."""
         if "path" in args:
             value = values.load(args["path"], args["kind"])
             for name in (args["name"], *args.get("aliases", ())):
                 self._session.reserved[name] = value
+        if "history" in args:
+            self._session.reserved["history"] = args["history"]
         self._session.reset_answer()
         gc.freeze()
         self._link.answer(number, lambda: None)

@@ -41,10 +41,14 @@ class Connection(asyncio.Protocol):
         self._peer: Peer | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._unsent = 0
+        self._closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the hello clock."""
         assert isinstance(transport, asyncio.Transport)
+        if self._closed:  # the handler ended between accepting and this call
+            transport.abort()
+            return
         transport.set_write_buffer_limits(high=HIGH_WATER)
         self._transport = transport
         self._timer = asyncio.get_running_loop().call_later(self._hello_seconds, self._refuse, "no hello came in time")
@@ -128,6 +132,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection from our side."""
+        self._closed = True
         if self._transport is not None:
             self._stop_timer()
             self._transport.abort()

@@ -76,6 +76,7 @@ class LMHandler:
         self._tickets: dict[bytes, Ticket] = {}
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -94,13 +95,27 @@ class LMHandler:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._server is not None
-        self._server.close()
+        self._closed = True
+        try:
+            await self._stop_accepting(self._server)
+        finally:
+            self._close(self._server)
+        with anyio.CancelScope(shield=True):
+            await asyncio.sleep(0)  # connection_lost is called on the next turn of the loop
+
+    async def _stop_accepting(self, server: asyncio.Server) -> None:
+        # asyncio drops a socket, open, that it accepted in the turn in which its server is closed: so that turn comes first.
+        for listening in server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        with anyio.CancelScope(shield=True):
+            await asyncio.sleep(0)
+
+    def _close(self, server: asyncio.Server) -> None:
+        server.close()
         for ticket in list(self._tickets.values()):
             ticket.give_up("the handler was closed")
         for connection in list(self._connections):
             connection.close()
-        with anyio.CancelScope(shield=True):
-            await asyncio.sleep(0)  # connection_lost is called on the next turn of the loop
 
     def expect(self, name: str, functions: list[dict[str, Any]]) -> Ticket:
         """Make a token for one connection. ``functions`` are the REPL functions that its hello will name."""
@@ -118,6 +133,8 @@ class LMHandler:
             self._welcome, hello_seconds=self._hello_seconds, stall_seconds=self._stall_seconds, on_end=self._connections.discard
         )
         self._connections.add(connection)
+        if self._closed:
+            connection.close()
         return connection
 
     def _welcome(self, hello: wire.Message, transport: Transport) -> Peer:

@@ -73,6 +73,10 @@ class _Serving:
 _Request = tuple[int, str, dict[str, Any], _Serving]
 
 
+def _cancelled(number: int, method: str) -> wire.Message:
+    return {"id": number, "error": {"type": "RuntimeError", "message": f"{method}: cancelled"}}
+
+
 class Peer:
     """A connection whose hello is done.
 
@@ -192,11 +196,18 @@ class Peer:
 
     async def _dispatch(self, inbox: asyncio.Queue[_Request | None], task_group: TaskGroup, answer: Answer) -> None:
         # Requests arrive in a callback of the loop, where anyio starts no task; this task starts them.
-        while (request := await inbox.get()) is not None:
-            task_group.start_soon(self._run_call, answer, *request, name=request[1])
+        try:
+            while (request := await inbox.get()) is not None:
+                task_group.start_soon(self._run_call, answer, *request, name=request[1])
+        finally:
+            if self._inbox is inbox:
+                self._inbox = None
+            while not inbox.empty():
+                if (request := inbox.get_nowait()) is not None:
+                    self._finish(request[0], request[3], _cancelled(request[0], request[1]))
 
     async def _run_call(self, answer: Answer, number: int, method: str, args: dict[str, Any], serving: _Serving) -> None:
-        reply: wire.Message = {"id": number, "error": {"type": "RuntimeError", "message": f"{method}: cancelled"}}
+        reply = _cancelled(number, method)
         try:
             with serving.scope():
                 try:
@@ -204,9 +215,12 @@ class Peer:
                 except CallError as error:
                     reply = {"id": number, "error": {"type": error.kind, "message": str(error)}}
         finally:
-            del self._serving[number]
-            self._count(-serving.size)
-            self._reply(reply)
+            self._finish(number, serving, reply)
+
+    def _finish(self, number: int, serving: _Serving, reply: wire.Message) -> None:
+        del self._serving[number]
+        self._count(-serving.size)
+        self._reply(reply)
 
     def _reply(self, message: wire.Message) -> None:
         if self.lost is not None:

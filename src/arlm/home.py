@@ -1,0 +1,112 @@
+"""What a REPL needs to live: a private folder, the handler its worker connects to, and a place. Owned by whoever opens it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import functions
+from .context import write_context
+from .environments.base import Environment, Place
+from .environments.repl import REPL, Loaded
+from .errors import ConfigError
+from .lifetimes import finish
+from .options import RunOptions, unknown
+from .plugins import ENVIRONMENTS, resolve
+from .server.handler import LMHandler
+from .types import JSON
+
+
+@dataclass(slots=True, kw_only=True)
+class Home:
+    """An open place with one REPL, and what its runs have in common.
+
+    Attributes:
+        environment: the environment's name.
+        contexts: how many contexts were loaded; the newest is also ``context``.
+        description: what ``context`` is now.
+        cells: how many cells were run.
+        history: earlier questions and answers, oldest first.
+    """
+
+    scratch: Path
+    environment: str
+    place: Place
+    repl: REPL
+    contexts: int = 0
+    description: str = ""
+    cells: int = 0
+    history: list[dict[str, JSON]] = field(default_factory=list)
+
+    async def add_context(self, value: Any) -> None:
+        """Put a context in place as ``context_N`` and ``context``. Raises ConfigError, SandboxError."""
+        name = f"context_{self.contexts}"
+        file = await write_context(value, self.scratch / name)
+        await self.repl.load(Loaded(name=name, aliases=("context",), path=await self.place.put(file), kind=file.kind))
+        self.contexts += 1
+        self.description = file.description
+
+
+@asynccontextmanager
+async def open_home(environment: Environment, options: RunOptions) -> AsyncIterator[Home]:
+    """Open a place of ``environment`` with a REPL that is not started yet.
+
+    It may be left in another task than it was entered in. Leaving it kills the worker with everything below it and removes the folder, also
+    when the block is cancelled, once or twice.
+
+    Raises:
+        SandboxError: the place cannot be opened.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="arlm-", dir=_short_folder()))
+    try:
+        async with LMHandler(transport=environment.transport, directory=scratch) as handler, environment.open(handler, scratch) as place:
+            repl = REPL(
+                place,
+                handler,
+                name="the REPL",
+                functions=functions.specs(),
+                cell_timeout=options["cell_timeout"],
+                memory_limit=options["memory_limit"],
+            )
+            try:
+                yield Home(scratch=scratch, environment=environment.name, place=place, repl=repl)
+            finally:
+                await finish(repl.close, what="the REPL")
+    finally:
+        await finish(lambda: asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True), what=str(scratch))
+
+
+def find_environment(environment: str | Environment, options: Mapping[str, Any]) -> Environment:
+    """The environment that ``environment=`` names, with its options.
+
+    Raises:
+        ConfigError: unknown environment or option, or a wrong value of one.
+    """
+    if isinstance(environment, Environment):
+        if options:
+            raise ConfigError("environment_options go with an environment's name; give them to the object itself")
+        return environment
+    if not isinstance(environment, str):
+        raise ConfigError(f"environment must be a name or an Environment, not {type(environment).__name__}")
+    made: Any = resolve(ENVIRONMENTS, environment, what="environment")
+    known = list(inspect.signature(made).parameters)
+    for name in options:
+        if name not in known:
+            raise ConfigError(unknown(f"option of the environment {environment!r}", name, known))
+    found = made(**options)
+    if not isinstance(found, Environment):
+        raise ConfigError(f"the plug-in for environment {environment!r} made {type(found).__name__}, which is not an Environment")
+    return found
+
+
+def _short_folder() -> str | None:
+    """Where a Unix socket's path stays short enough: the usual temp folder, or /tmp when that is deep."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= 60 or not Path("/tmp").is_dir() else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it

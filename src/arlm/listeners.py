@@ -1,0 +1,69 @@
+"""Who hears of a run's events: a stream, a function, a log."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from .events import AnyEvent, Emit
+from .lifetimes import finish
+from .log import open_log
+from .options import RunOptions
+
+logger = logging.getLogger("arlm")
+
+LISTENER_SECONDS = 5.0  # an async on_event gets this long after the run to take the events that are left
+
+
+@asynccontextmanager
+async def open_listeners(options: RunOptions, run_id: str, also: Sequence[Emit]) -> AsyncIterator[Emit]:
+    """One function that passes an event on to the log, to ``on_event`` and to ``also``. It never waits and never raises.
+
+    Raises:
+        ConfigError: the log cannot be written.
+    """
+    async with AsyncExitStack() as stack:
+        listeners = list(also)
+        if options["log_dir"] is not None:
+            listeners.append(await stack.enter_async_context(open_log(options["log_dir"], run_id)))
+        if options["on_event"] is not None:
+            listeners.append(await stack.enter_async_context(_calling(options["on_event"])))
+
+        def emit(event: AnyEvent) -> None:
+            for listener in listeners:
+                listener(event)
+
+        yield emit
+
+
+@asynccontextmanager
+async def _calling(on_event: Callable[[AnyEvent], Any]) -> AsyncIterator[Emit]:
+    """Calls ``on_event`` at once; what an async one returns is awaited in a task, one after the other, in order."""
+    waiting: asyncio.Queue[Awaitable[Any] | None] = asyncio.Queue()
+
+    def take(event: AnyEvent) -> None:
+        try:
+            outcome = on_event(event)
+        except Exception:
+            logger.exception("on_event failed for %s", event.type)
+        else:
+            if inspect.isawaitable(outcome):
+                waiting.put_nowait(outcome)
+
+    async def await_all() -> None:
+        while (outcome := await waiting.get()) is not None:
+            try:
+                await outcome
+            except Exception:
+                logger.exception("on_event failed")
+
+    task = asyncio.ensure_future(await_all())
+    try:
+        yield take
+    finally:
+        waiting.put_nowait(None)
+        await finish(lambda: asyncio.wait_for(task, LISTENER_SECONDS), what="on_event")
