@@ -40,6 +40,7 @@ from .errors import (
 from .rlm import RLM, run, run_sync, stream
 from .session import Session
 from .streaming import RunStream
+from .tools import Tool
 from .types import CellResult, Completion, Message, ModelUsage, Result, TokenUsage, UsageSummary
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "Session",
     "TokenLimit",
     "TokenUsage",
+    "Tool",
     "UsageSummary",
     "__version__",
     "run",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -37,7 +37,7 @@ class ContextFile:
     size: int
 
 
-async def write_context(value: Any, path: Path) -> ContextFile:
+async def write_context(value: Any, path: Path, *, may_be_empty: bool = False) -> ContextFile:
     """Check a context and put it into the file ``path`` (a Path is checked and used where it is).
 
     Raises:
@@ -46,6 +46,8 @@ async def write_context(value: Any, path: Path) -> ContextFile:
 
     Cancellation waits for the thread's current slice at most; the file is left to whoever owns the folder.
     """
+    if not may_be_empty and isinstance(value, (str, bytes, list, dict)) and not value:
+        raise ConfigError("the context is empty; pass what the question is about, or leave context out to ask the prompt alone")
     try:
         return await anyio.to_thread.run_sync(_write, value, path, abandon_on_cancel=True)
     except OSError as error:
@@ -67,7 +69,6 @@ def _write(value: Any, path: Path) -> ContextFile:
 
 
 def _write_text(text: str, path: Path) -> ContextFile:
-    _refuse_empty(text)
     with path.open("wb") as file:
         for start in range(0, len(text), SLICE):
             file.write(text[start : start + SLICE].encode("utf-8", "surrogatepass"))
@@ -75,7 +76,6 @@ def _write_text(text: str, path: Path) -> ContextFile:
 
 
 def _write_bytes(data: bytes, path: Path) -> ContextFile:
-    _refuse_empty(data)
     view = memoryview(data)
     with path.open("wb") as file:
         for start in range(0, len(view), SLICE):
@@ -144,10 +144,8 @@ def _not_utf8(path: Path, position: int, error: UnicodeDecodeError) -> ConfigErr
 
 
 def _write_json(value: Any, path: Path) -> ContextFile:
-    if isinstance(value, (list, dict)):
-        _refuse_empty(value)
     try:
-        _check_json(value, "context")
+        check_json(value, "context")
     except RecursionError:
         raise ConfigError("the context is nested too deeply, or contains itself; flatten it") from None
     with path.open("wb") as file:
@@ -171,27 +169,28 @@ def _write_parts(file: BinaryIO, opening: bytes, parts: Any, closing: bytes) -> 
             _write_dumped(file, key)
             file.write(b":")
         _write_dumped(file, item)
-    file.write(closing)
+    file.write(closing if separator != opening else opening + closing)
 
 
 def _write_dumped(file: BinaryIO, value: Any) -> None:
     file.write(wire.dumps(value).encode("utf-8", "surrogatepass"))
 
 
-def _check_json(value: Any, where: str) -> None:
+def check_json(value: Any, where: str) -> None:
+    """Raise ConfigError, naming the place, when JSON would not carry ``value`` unchanged; RecursionError when it contains itself."""
     match value:
         case None | bool() | int() | float() | str():
             return
         case list():
             for number, item in enumerate(value):
                 if type(item) is not str:
-                    _check_json(item, f"{where}[{number}]")
+                    check_json(item, f"{where}[{number}]")
         case dict():
             for key, item in value.items():
                 if not isinstance(key, str):
                     raise ConfigError(f"{where} has the key {key!r:.80} ({type(key).__name__}); a context's dicts need str keys")
                 if type(item) is not str:
-                    _check_json(item, f"{where}[{key!r:.80}]")
+                    check_json(item, f"{where}[{key!r:.80}]")
         case tuple() | set() | frozenset():
             raise ConfigError(f"{where} is a {type(value).__name__}, which JSON does not have; pass a list")
         case bytes() | bytearray():
@@ -221,8 +220,3 @@ def _describe(value: Any) -> str:
             return f"a dict of {len(value):,} entries (keys: {keys}{more})"
         case _:
             return f"a JSON value of type {type(value).__name__}"
-
-
-def _refuse_empty(value: str | bytes | list[Any] | Mapping[str, Any]) -> None:
-    if not value:
-        raise ConfigError("the context is empty; pass what the question is about, or leave context out to ask the prompt alone")

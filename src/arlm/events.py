@@ -136,6 +136,16 @@ class SubcallEnded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCalled(Event):
+    """A tool was called and has ended. ``arguments``: as JSON text, cut; ``error``: what the cell saw, as text."""
+
+    name: str
+    arguments: str
+    error: str | None
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallRetried(Event):
     """An LM call failed and will be tried again after ``wait_s`` seconds."""
 
@@ -175,6 +185,7 @@ AnyEvent = (
     | CellEnded
     | SubcallStarted
     | SubcallEnded
+    | ToolCalled
     | CallRetried
     | LimitReached
     | RunEnded

@@ -35,6 +35,9 @@ class Asking(Protocol):
     async def child(self, function: str, prompt: str, model: str | None) -> JSON:
         """The same by a child run, where the depth allows it."""
 
+    async def tool(self, name: str, args: dict[str, Any]) -> JSON:
+        """One call of a tool of the user's. Raises CallError, also when there is no such tool."""
+
 
 Ask = Callable[[str, str, str | None], Awaitable[JSON]]
 
@@ -146,7 +149,7 @@ async def answer(run: Asking, method: str, args: dict[str, Any]) -> JSON:
     """Answer one call of a cell. Raises CallError for what the cell is to see as an exception."""
     function = _BY_NAME.get(method)
     if function is None:
-        raise CallError("NameError", f"there is no function {method[:100]!r}; there is: {', '.join(_BY_NAME)}")
+        return await run.tool(method, args)
     function.check(args)
     return await function.answer(run, **args)
 

@@ -21,6 +21,7 @@ from .lifetimes import finish
 from .options import RunOptions, unknown
 from .plugins import ENVIRONMENTS, resolve
 from .server.handler import LMHandler
+from .tools import Tools
 from .types import JSON
 
 
@@ -34,6 +35,7 @@ class Home:
         description: what ``context`` is now.
         cells: how many cells were run.
         history: earlier questions and answers, oldest first.
+        tools, values: the user's own functions and values, and what each value is.
     """
 
     scratch: Path
@@ -44,6 +46,15 @@ class Home:
     description: str = ""
     cells: int = 0
     history: list[dict[str, JSON]] = field(default_factory=list)
+    tools: Tools = field(default_factory=Tools)
+    values: dict[str, str] = field(default_factory=dict)
+
+    async def add_values(self) -> None:
+        """Put the tools that are values in place. Raises ConfigError, SandboxError."""
+        for name, tool in self.tools.values.items():
+            file = await write_context(tool.tool, self.scratch / f"tool_{name}", may_be_empty=True)
+            await self.repl.load(Loaded(name=name, aliases=(), path=await self.place.put(file), kind=file.kind))
+            self.values[name] = file.description
 
     async def add_context(self, value: Any) -> None:
         """Put a context in place as ``context_N`` and ``context``. Raises ConfigError, SandboxError."""
@@ -62,8 +73,10 @@ async def open_home(environment: Environment, options: RunOptions) -> AsyncItera
     when the block is cancelled, once or twice.
 
     Raises:
+        ConfigError: a tool cannot be one.
         SandboxError: the place cannot be opened.
     """
+    tools = Tools.of(options["tools"])
     scratch = Path(tempfile.mkdtemp(prefix="arlm-", dir=_short_folder()))
     try:
         async with LMHandler(transport=environment.transport, directory=scratch) as handler, environment.open(handler, scratch) as place:
@@ -71,12 +84,14 @@ async def open_home(environment: Environment, options: RunOptions) -> AsyncItera
                 place,
                 handler,
                 name="the REPL",
-                functions=functions.specs(),
+                functions=functions.specs() + tools.specs(),
                 cell_timeout=options["cell_timeout"],
                 memory_limit=options["memory_limit"],
             )
             try:
-                yield Home(scratch=scratch, environment=environment.name, place=place, repl=repl)
+                home = Home(scratch=scratch, environment=environment.name, place=place, repl=repl, tools=tools)
+                await home.add_values()
+                yield home
             finally:
                 await finish(repl.close, what="the REPL")
     finally:

@@ -9,14 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
+
 from .calls import Caller, Models
 from .clients.base import BaseLM
 from .environments.repl import REPL
 from .errors import ArlmError, LimitError
-from .events import CellOutput, Emit, LimitReached, MessagesAdded, SubcallEnded, SubcallStarted
+from .events import CellOutput, Emit, LimitReached, MessagesAdded, SubcallEnded, SubcallStarted, ToolCalled
+from .guest import wire
 from .options import RunOptions
+from .server.peer import CallError
+from .tools import Tools
+from .tools import call as call_tool
 from .types import JSON, CellResult, Completion, Message, Result, TokenUsage, UsageSummary
 
+ARGUMENT_CHARS = 2_000  # of a tool call's arguments that events show
 ERROR_CHARS = 1_000  # of an error's text that code gets in place of a reply
 
 
@@ -39,6 +46,8 @@ class Node:
     repl: REPL
     emit: Emit
     deadline: float | None
+    tools: Tools
+    tool_threads: anyio.CapacityLimiter
     name: str = "root"
     messages: list[Message] = field(default_factory=list)
     turns: list[dict[str, JSON]] = field(default_factory=list)
@@ -169,6 +178,25 @@ class Node:
 
     async def _complete(self, lm: BaseLM, prompt: str) -> Completion:
         return await self.caller.complete(lm, [{"role": "user", "content": prompt}], sampling=self.options["sub_sampling"])
+
+    async def tool(self, name: str, args: dict[str, Any]) -> JSON:
+        """See ``functions.Asking``."""
+        found = self.tools.functions.get(name)
+        if found is None:
+            raise CallError("NameError", f"there is no function {name[:100]!r} in this REPL")
+        began = time.monotonic()
+        error: str | None = "cancelled"
+        try:
+            result = await call_tool(name, found, args, self.tool_threads)
+            error = None
+        except CallError as failure:
+            error = f"{failure.kind}: {failure}"
+            raise
+        finally:
+            duration = time.monotonic() - began
+            shown = wire.dumps(args)[:ARGUMENT_CHARS]
+            self.emit(ToolCalled(run_id=self.run_id, node=self.name, name=name, arguments=shown, error=error, duration_s=duration))
+        return result
 
     async def child(self, function: str, prompt: str, model: str | None) -> JSON:
         """See ``functions.Asking``: at the deepest level a child is a plain call."""

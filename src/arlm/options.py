@@ -111,7 +111,10 @@ class RunOptions(TypedDict, total=False):
         ),
     ]
     output_type: Annotated[Any, Option(str, "The type of the answer; anything pydantic can check.")]
-    tools: Annotated[Mapping[str, Any] | Sequence[Any], Option({}, "Functions and values for the REPL.")]
+    tools: Annotated[
+        Mapping[str, Any] | Sequence[Any],
+        Option({}, "Functions and values for the REPL: a dict of name to function, value or `arlm.Tool`, or a list of functions."),
+    ]
     sub_tools: Annotated[Mapping[str, Any] | Sequence[Any] | None, Option(None, "The children's tools. None: the same; {}: none.")]
     system_prompt: Annotated[str | None, Option(None, "Replaces arlm's system prompt, word for word.", _or_none(_is(str, "a str")))]
     instructions: Annotated[str | None, Option(None, "Added to the system prompt.", _or_none(_is(str, "a str")))]
@@ -129,8 +132,7 @@ class RunOptions(TypedDict, total=False):
 
 NOT_YET: dict[str, str] = {
     "sub_environment": "children have no place of their own yet",
-    "tools": "tools are not here yet",
-    "sub_tools": "tools are not here yet",
+    "sub_tools": "child runs, whose tools these would be, are not here yet",
     "compaction": "compaction is not here yet",
 }
 

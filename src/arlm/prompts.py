@@ -46,17 +46,18 @@ A reply without a ```repl block runs nothing: the work goes on until `answer["re
 """
 
 
-def system_prompt(replacement: str | None, instructions: str | None) -> str:
-    """The system message: ours, or ``replacement`` word for word; then ``instructions``."""
-    text = _ours() if replacement is None else replacement
+def system_prompt(replacement: str | None, instructions: str | None, tools: str = "") -> str:
+    """The system message: ours with the lines about ``tools``, or ``replacement`` word for word; then ``instructions``."""
+    text = _ours(tools) if replacement is None else replacement
     return text if not instructions else f"{text.rstrip()}\n\n{instructions}"
 
 
-@functools.cache
-def _ours() -> str:
+@functools.lru_cache(maxsize=64)
+def _ours(tools: str) -> str:
     functions = "\n".join(f"- `{function.signature}`: {function.doc}" for function in FUNCTIONS)
     asynchronous = ", ".join(f"`{function.async_name}`" for function in FUNCTIONS if function.async_name)
     functions += f"\n- {asynchronous}: the same as coroutines, for `await` and `asyncio.gather`."
+    functions += f"\n{tools}" if tools else ""
     return SYSTEM.format(functions=functions, sub_prompt=SUB_PROMPT_CHARS, output=OUTPUT_CHARS)
 
 

@@ -26,6 +26,7 @@ from .listeners import open_listeners
 from .loop import Answers, open_history, solve
 from .node import Node
 from .options import RunOptions
+from .tools import THREADS
 from .types import Result
 
 LIMITS = ("max_iterations", "max_calls", "max_total_tokens", "max_cost_usd", "timeout", "max_errors")
@@ -98,9 +99,12 @@ class _Run:
             emit=self.emit,
             deadline=self.deadline,
             cell=home.cells,
+            tools=home.tools,
+            tool_threads=anyio.CapacityLimiter(THREADS),
         )
         self._announce(home)
-        system = prompts.system_prompt(self.options["system_prompt"], self.options["instructions"])
+        tools = home.tools.describe(home.values)
+        system = prompts.system_prompt(self.options["system_prompt"], self.options["instructions"], tools)
         open_history(node, system, opening + prompts.form(self.answers.schema))
         await home.repl.begin_run(cell_timeout=self.options["cell_timeout"], on_output=node.show_output, history=home.history)
         try:

@@ -14,7 +14,7 @@ from .running import run_once
 from .streaming import RunStream, open_stream
 from .types import Result
 
-OF_THE_SESSION = ("environment", "environment_options", "memory_limit")  # what the living REPL was opened with
+OF_THE_SESSION = ("environment", "environment_options", "memory_limit", "tools")  # what the living REPL was opened with
 
 
 class Session:

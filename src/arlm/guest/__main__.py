@@ -21,7 +21,21 @@ def _start() -> None:
 
 
 # What cells commonly import: a forked worker has it for nothing.
-PRELOAD = ("asyncio", "collections", "csv", "dataclasses", "datetime", "difflib", "functools", "json", "math", "random", "re", "statistics", "textwrap")
+PRELOAD = (
+    "asyncio",
+    "collections",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "difflib",
+    "functools",
+    "json",
+    "math",
+    "random",
+    "re",
+    "statistics",
+    "textwrap",
+)
 
 if __name__ == "__main__":
     _start()

@@ -14,6 +14,8 @@ import traceback
 import types
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from .values import is_json
+
 MAX_VARIABLES = 200  # names in a report: enough to say what was lost, few enough to read
 ECHO_CHARS = 100_000  # a longer str is echoed by its beginning: its repr would cost a second copy
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -247,14 +249,6 @@ def _hide_our_frames(report: Optional[traceback.TracebackException]) -> None:
 
 def _jsonable(value: Any) -> Any:
     try:
-        return value if _is_json(value) else str(value)
+        return value if is_json(value) else str(value)
     except RecursionError:
         return str(value)
-
-
-def _is_json(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_json, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_json(part) for key, part in value.items())
-    return value is None or isinstance(value, (str, int, float))

@@ -268,5 +268,3 @@ def _answer_frames(number: int, value: Callable[[], Any]) -> List[bytes]:
         return wire.encode({"id": number, "ok": value()})
     except (TypeError, ValueError) as error:
         return wire.encode({"id": number, "error": {"type": type(error).__name__, "message": str(error)[:2000]}})
-
-

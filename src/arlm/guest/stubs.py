@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Generator, List, Optional, cast
 
 from . import wire
 from .link import Call, CallFailed, Link
+from .values import is_json
 
 BATCH_CHARS = wire.FRAGMENT_CHARS  # a batch is sent in requests of about this size
 WINDOW_CHARS = 64 * wire.FRAGMENT_CHARS  # unanswered batch text of one call; the host refuses far more, so wait before that
@@ -45,17 +46,40 @@ class Replies(List[Reply]):
 def build(specs: List[Dict[str, Any]], link: Link) -> Dict[str, Callable[..., Any]]:
     """Functions by name for the specs of the host's hello.
 
-    A spec: ``name``, ``doc``, ``params`` (``[name]`` or ``[name, default]`` each), ``returns`` ("reply", "replies" or "json"),
+    A spec: ``name``, ``doc``, ``params`` (``[name]`` or ``[name, default]`` each; None for a tool, which takes anything), ``returns`` ("reply", "replies" or "json"),
     ``split`` (the list parameter by which a batch is sent in pieces, or None), ``awaitable`` (an async function), ``method``.
     """
     return {spec["name"]: _stub(spec, link) for spec in specs}
 
 
 def _stub(spec: Dict[str, Any], link: Link) -> Callable[..., Any]:
+    stub: Any = _tool(spec, link) if spec["params"] is None else _function(spec, link)
+    stub.__name__ = stub.__qualname__ = spec["name"]
+    stub.__doc__ = spec["doc"]
+    stub.__module__ = "arlm"
+    return cast(Callable[..., Any], stub)
+
+
+def _tool(spec: Dict[str, Any], link: Link) -> Any:
+    """A function of the user's: whatever arguments, bound on the host; JSON both ways."""
+    name, method = spec["name"], spec["method"]
+
+    def tool(*args: Any, **kwargs: Any) -> Any:
+        for where, value in [*((f"argument {number}", value) for number, value in enumerate(args, 1)), *kwargs.items()]:
+            if not is_json(value):
+                raise TypeError(
+                    f"{name}(): {where} is no JSON value ({type(value).__name__}); pass text, numbers, lists and dicts with str keys"
+                )
+        return _ask(link, method, {"args": list(args), "kwargs": kwargs})
+
+    return tool
+
+
+def _function(spec: Dict[str, Any], link: Link) -> Any:
     signature = inspect.Signature(
         [
-            inspect.Parameter(param[0], inspect.Parameter.POSITIONAL_OR_KEYWORD, default=param[1] if len(param) > 1 else inspect.Parameter.empty)
-            for param in spec["params"]
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default[0] if default else inspect.Signature.empty)
+            for name, *default in spec["params"]
         ]
     )
     name, method, returns, split = spec["name"], spec["method"], spec["returns"], spec["split"]
@@ -78,11 +102,8 @@ def _stub(spec: Dict[str, Any], link: Link) -> Callable[..., Any]:
         return _value(await _ask_async(link, method, bind(args, kwargs)), returns)
 
     stub: Any = awaitable if spec["awaitable"] else plain
-    stub.__name__ = stub.__qualname__ = name
-    stub.__doc__ = spec["doc"]
     stub.__signature__ = signature
-    stub.__module__ = "arlm"
-    return cast(Callable[..., Any], stub)
+    return stub
 
 
 def _value(answer: Any, returns: str) -> Any:

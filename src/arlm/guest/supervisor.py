@@ -103,6 +103,7 @@ class Supervisor:
     def _welcome(self, message: wire.Message) -> None:
         if message["hello"] != wire.VERSION:
             self._send({"bye": f"the supervisor speaks version {wire.VERSION} of the wire, not {message['hello']}"})
+            self._flush()
             raise HostGone
         parent = message.get("parent")
         if parent is not None and parent == os.getppid() and not self._watching:

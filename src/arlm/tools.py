@@ -1,0 +1,162 @@
+"""Tools: functions and values of the user's own, in the REPL.
+
+A function runs on the host, in every environment: an async one on the event loop, any other in a thread. In a cell it is a plain function
+that takes and returns JSON values. A value travels as a file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from . import functions
+from .clients.function import is_async_callable
+from .context import check_json
+from .errors import ConfigError
+from .server.peer import CallError
+from .types import JSON
+
+THREADS = 64  # synchronous tool calls of one run at once; more wait for a thread
+DOC_CHARS = 2_000  # of a docstring that the prompt shows
+FORM = frozenset({"tool", "description", "timeout"})  # keys of the dict form of a tool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function or value for the REPL, with what is to be said of it.
+
+    Attributes:
+        tool: the function, async or not, or the value.
+        description: for the model; None: a function's docstring, a value's type and size.
+        timeout: seconds one call may take; then the cell gets a TimeoutError. A thread cannot be stopped: it runs on, unheard.
+    """
+
+    tool: Any
+    description: str | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """The tools of a run, by name."""
+
+    functions: Mapping[str, Tool] = field(default_factory=dict)
+    values: Mapping[str, Tool] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | Sequence[Any]) -> Tools:
+        """Sort out what ``tools=`` was given.
+
+        That is a dict of name to function, value, Tool or ``{"tool": …, "description": …}``, or a list of functions.
+
+        Raises:
+            ConfigError: a name is reserved or no identifier, a listed thing has no name, or a value is not JSON.
+        """
+        named = dict(given) if isinstance(given, Mapping) else _by_their_names(given)
+        tools = {name: _tool(thing) for name, thing in named.items()}
+        reserved = functions.reserved_names()
+        for name, tool in tools.items():
+            if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+                raise ConfigError(f"tools: {name!r} cannot be a name in Python")
+            if name in reserved:
+                raise ConfigError(f"tools: {name!r} is a name of the REPL itself; reserved are: {', '.join(sorted(reserved))}")
+            if tool.timeout is not None and not tool.timeout > 0:
+                raise ConfigError(f"tools: the timeout of {name!r} must be above 0 seconds, not {tool.timeout!r}")
+            if not callable(tool.tool) and not isinstance(tool.tool, (bytes, str)):
+                check_json(tool.tool, f"tools[{name!r}]")
+        return cls(
+            functions={name: tool for name, tool in tools.items() if callable(tool.tool)},
+            values={name: tool for name, tool in tools.items() if not callable(tool.tool)},
+        )
+
+    def specs(self) -> list[dict[str, JSON]]:
+        """The functions, for the hello."""
+        return [
+            {
+                "name": name,
+                "method": name,
+                "doc": f"{name}{signature(tool.tool)}\n\n{description(tool)}",
+                "params": None,
+                "returns": "json",
+                "split": None,
+                "awaitable": False,
+            }
+            for name, tool in self.functions.items()
+        ]
+
+    def describe(self, values: Mapping[str, str]) -> str:
+        """Lines for the prompt; ``values``: what each value is."""
+        lines = [f"- `{name}{signature(tool.tool)}`: {description(tool)}" for name, tool in self.functions.items()]
+        lines += [f"- `{name}`: {tool.description or values[name]}" for name, tool in self.values.items()]
+        return "\n".join(lines)
+
+
+def signature(function: Callable[..., Any]) -> str:
+    """A function's parameters as text; ``(...)`` where Python does not know them."""
+    try:
+        return str(inspect.signature(function))
+    except (TypeError, ValueError):
+        return "(...)"
+
+
+def description(tool: Tool) -> str:
+    """What is said of a function."""
+    text = tool.description if tool.description is not None else inspect.getdoc(tool.tool) or "no description"
+    return text if len(text) <= DOC_CHARS else f"{text[:DOC_CHARS]}…"
+
+
+async def call(name: str, tool: Tool, args: dict[str, Any], threads: anyio.CapacityLimiter) -> JSON:
+    """Call a tool for a cell.
+
+    Args:
+        args: ``{"args": [...], "kwargs": {...}}`` as the cell sent them.
+        threads: how many synchronous tools run at once.
+
+    Raises:
+        CallError: what the cell is to see: the tool's own exception under its own name, wrong arguments, a result that is not JSON.
+
+    Cancelled, an async tool is cancelled; a synchronous one runs on in its thread and its result is dropped.
+    """
+    positional, keywords = args.get("args"), args.get("kwargs")
+    if not isinstance(positional, list) or not isinstance(keywords, dict):
+        raise CallError("TypeError", f"{name}: a tool call needs args and kwargs")
+    try:
+        with anyio.move_on_after(tool.timeout) as scope:
+            if is_async_callable(tool.tool):
+                result = await tool.tool(*positional, **keywords)
+            else:
+                result = await anyio.to_thread.run_sync(lambda: tool.tool(*positional, **keywords), abandon_on_cancel=True, limiter=threads)
+            check_json(result, f"the result of {name}()")
+            return result
+    except ConfigError as error:
+        raise CallError("TypeError", str(error)) from None
+    except (Exception, SystemExit) as error:
+        raise CallError(type(error).__name__, str(error)) from error
+    assert scope.cancelled_caught
+    raise CallError("TimeoutError", f"{name}() gave no result within {tool.timeout:g} s")
+
+
+def _tool(thing: Any) -> Tool:
+    if isinstance(thing, Tool):
+        return thing
+    if isinstance(thing, dict) and "tool" in thing and thing.keys() <= FORM:
+        return Tool(**thing)
+    return Tool(tool=thing)
+
+
+def _by_their_names(things: Sequence[Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for thing in things:
+        name = getattr(_tool(thing).tool, "__name__", None)
+        if not callable(_tool(thing).tool) or name is None:
+            raise ConfigError(f"tools: a list holds functions; {thing!r:.80} has no name: pass tools={{'name': …}}")
+        if name in named:
+            raise ConfigError(f"tools: two functions are called {name!r}; pass tools={{'name': …}}")
+        named[name] = thing
+    return named
