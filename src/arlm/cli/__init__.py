@@ -1,1 +1,1 @@
-"""."""
+"""The command line: the only part that reads argv, writes to a terminal and knows exit codes."""

@@ -1,0 +1,160 @@
+"""``arlm doctor``: what works here, tried where it can be tried, and what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from .. import __version__
+from ..clients.openai_rows import ROWS
+from ..plugins import CLIENTS, ENVIRONMENTS, load
+from ..types import JSON
+from .exits import Code
+from .machine import kernel_facts
+from .output import write, write_json
+from .probes import Probe, probe_memory_limit, probe_process, probe_server
+from .signals import signals
+
+Status = Literal["ok", "missing", "failed", "info"]
+MARKS: dict[Status, str] = {"ok": "ok", "missing": "--", "failed": "!!", "info": "  "}
+PARTS = ("openai", "aiohttp", "anyio", "pydantic", "rich", "typer", "genai-prices", "tenacity")
+LOCAL = ("ollama", "vllm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        area: its heading.
+        name: what was looked at.
+        status: ``missing`` is no fault; ``failed`` is.
+        text: what was found, and what to do about it.
+        facts: the same for programs.
+    """
+
+    area: str
+    name: str
+    status: Status
+    text: str
+    facts: dict[str, JSON] = field(default_factory=dict)
+
+
+def examine(*, as_json: bool) -> int:
+    """Look at everything and print what was found. Returns 0, or the sandbox's exit code when no code can run here."""
+    findings = [*_this_program(), *signals.run(_sandbox), *_models(), *signals.run(_servers), *_plugins(), *_parts(), *_terminal()]
+    can_run = any(finding.name == "process" and finding.status == "ok" for finding in findings)
+    if as_json:
+        write_json({"ok": can_run, "version": __version__, "findings": [asdict(finding) for finding in findings]})
+    else:
+        write(_report(findings, can_run=can_run))
+    return int(Code.ANSWERED if can_run else Code.SANDBOX)
+
+
+def _report(findings: list[Finding], *, can_run: bool) -> str:
+    lines: list[str] = []
+    area = ""
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        if finding.area != area:
+            lines += ["", finding.area] if lines else [finding.area]
+            area = finding.area
+        lines.append(f"  {MARKS[finding.status]}  {finding.name:<{width}}  {finding.text}")
+    verdict = "arlm can run here; `arlm demo` shows it." if can_run else "Nothing can run here: see the lines marked !! above."
+    return "\n".join([*lines, "", verdict])
+
+
+def _this_program() -> Iterator[Finding]:
+    area = "This program"
+    yield Finding(area=area, name="arlm", status="ok", text=__version__)
+    python = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"
+    yield Finding(area=area, name="Python", status="ok", text=python, facts={"version": platform.python_version()})
+    supported = sys.platform in ("linux", "darwin")
+    advice = "" if supported else "; not supported: arlm needs fork and Unix sockets, use Linux, macOS, or WSL"
+    yield Finding(
+        area=area,
+        name="platform",
+        status="ok" if supported else "failed",
+        text=f"{platform.system()} {platform.release()} on {platform.machine()}, {os.cpu_count()} CPUs{advice}",
+        facts={"system": platform.system(), "release": platform.release(), "machine": platform.machine(), "cpus": os.cpu_count()},
+    )
+
+
+async def _sandbox() -> list[Finding]:
+    area = "Where code runs"
+    found = []
+    tries: list[tuple[str, Callable[[], Awaitable[Probe]]]] = [("process", probe_process), ("memory limit", probe_memory_limit)]
+    for name, probe in tries:
+        outcome = await probe()
+        status: Status = "ok" if outcome.worked else "failed"
+        found.append(Finding(area=area, name=name, status=status, text=outcome.text, facts=outcome.facts))
+    found += [Finding(area=area, name=name, status="info", text=text, facts={"value": value}) for name, text, value in kernel_facts()]
+    note = "not built yet: code runs as your user and can read your files; use inputs and models that you trust"
+    return [*found, Finding(area=area, name="confinement", status="missing", text=note, facts={"confined": False})]
+
+
+def _models() -> Iterator[Finding]:
+    for row in ROWS.values():
+        variables = [name for name in (row.key_variable, row.base_url_variable) if name]
+        given = [name for name in variables if os.environ.get(name, "").strip()]
+        usable = (not row.key_required or row.key_variable in given) and (row.base_url is not None or row.base_url_variable in given)
+        if row.name in LOCAL and not given:
+            continue
+        text = f"set: {', '.join(given)}" if given else f"set {row.key_variable} to use it"
+        if given and not usable:
+            text += f"; still needed: {', '.join(name for name in variables if name not in given)}"
+        status: Status = "ok" if usable else "missing"
+        yield Finding(area="Models", name=row.name, status=status, text=text, facts={"usable": usable, "variables_set": list(given)})
+    yield Finding(area="Models", name="demo", status="ok", text="built in, needs no key; a rule-based stand-in", facts={"usable": True})
+
+
+async def _servers() -> list[Finding]:
+    outcomes = await asyncio.gather(*(probe_server(ROWS[name]) for name in LOCAL))
+    return [
+        Finding(area="Model servers", name=name, status="ok" if outcome.worked else "missing", text=outcome.text, facts=outcome.facts)
+        for name, outcome in zip(LOCAL, outcomes, strict=True)
+    ]
+
+
+def _plugins() -> Iterator[Finding]:
+    for group, what in ((CLIENTS, "providers"), (ENVIRONMENTS, "environments")):
+        names = sorted(load(group))
+        broken = {name: reason for name in names if (reason := _why_not_loaded(group, name))}
+        text = ", ".join(names) or "none: is arlm installed? (pip install .)"
+        text += "".join(f"; {name} cannot be loaded: {reason}" for name, reason in broken.items())
+        status: Status = "ok" if names and not broken else "failed"
+        yield Finding(area="Plug-ins", name=what, status=status, text=text, facts={"names": [*names], "broken": dict(broken)})
+
+
+def _why_not_loaded(group: str, name: str) -> str | None:
+    try:
+        load(group)[name].load()
+    except Exception as error:  # a plug-in of somebody else's may raise anything
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _parts() -> Iterator[Finding]:
+    for part in PARTS:
+        try:
+            yield Finding(area="Parts", name=part, status="ok", text=version(part), facts={"version": version(part)})
+        except PackageNotFoundError:
+            yield Finding(area="Parts", name=part, status="failed", text="not installed: install arlm again")
+
+
+def _terminal() -> Iterator[Finding]:
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        kind = "a terminal" if stream.isatty() else "no terminal"
+        yield Finding(
+            area="Terminal",
+            name=name,
+            status="info",
+            text=f"{kind}, {stream.encoding}",
+            facts={"tty": stream.isatty(), "encoding": stream.encoding},
+        )

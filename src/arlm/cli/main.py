@@ -1,0 +1,25 @@
+"""The ``arlm`` command."""
+
+from __future__ import annotations
+
+import sys
+
+from .._version import __version__
+
+
+def main() -> int:
+    """Run the command line of this process; returns its exit code. `arlm --version` imports nothing for it."""
+    words = sys.argv[1:]
+    if words == ["--version"]:
+        print(f"arlm {__version__}")
+        return 0
+    from .exits import Interrupted, fail
+    from .signals import signals
+
+    signals.install()
+    try:
+        from .app import invoke
+
+        return invoke(words)
+    except Interrupted as error:  # while it was being imported, or on the way out
+        return fail(error, as_json="--json" in words)
