@@ -15,33 +15,38 @@ A map of the package, from the bottom up; imports point only downwards in this l
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ._version import __version__
-from .clients.base import BaseLM
-from .errors import (
-    ArlmError,
-    AuthError,
-    BadRequest,
-    CallLimit,
-    ConfigError,
-    ConnectionFailed,
-    ContextTooLong,
-    CostLimit,
-    ErrorLimit,
-    LimitError,
-    Overloaded,
-    ProtocolError,
-    ProviderError,
-    RateLimited,
-    Refused,
-    RunTimeout,
-    SandboxError,
-    TokenLimit,
-)
-from .rlm import RLM, run, run_sync, stream
-from .session import Session
-from .streaming import RunStream
-from .tools import Tool
-from .types import CellResult, Completion, Message, ModelUsage, Result, TokenUsage, UsageSummary
+
+if TYPE_CHECKING:
+    from .clients.base import BaseLM
+    from .errors import (
+        ArlmError,
+        AuthError,
+        BadRequest,
+        CallLimit,
+        ConfigError,
+        ConnectionFailed,
+        ContextTooLong,
+        CostLimit,
+        ErrorLimit,
+        LimitError,
+        Overloaded,
+        ProtocolError,
+        ProviderError,
+        RateLimited,
+        Refused,
+        RunTimeout,
+        SandboxError,
+        TokenLimit,
+    )
+    from .rlm import RLM, run, run_sync, stream
+    from .session import Session
+    from .streaming import RunStream
+    from .tools import Tool
+    from .types import CellResult, Completion, Message, ModelUsage, Result, TokenUsage, UsageSummary
 
 __all__ = [
     "RLM",
@@ -79,3 +84,35 @@ __all__ = [
     "run_sync",
     "stream",
 ]
+
+_ERRORS = """ArlmError AuthError BadRequest CallLimit ConfigError ConnectionFailed ContextTooLong CostLimit ErrorLimit LimitError Overloaded
+    ProtocolError ProviderError RateLimited Refused RunTimeout SandboxError TokenLimit"""
+_HOMES = {
+    "rlm": "RLM run run_sync stream",
+    "session": "Session",
+    "streaming": "RunStream",
+    "tools": "Tool",
+    "types": "CellResult Completion Message ModelUsage Result TokenUsage UsageSummary",
+    "clients.base": "BaseLM",
+    "errors": _ERRORS,
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name, or a module of the package, when it is first used: `import arlm` alone costs next to nothing."""
+    if name in _HOME_OF:
+        value: object = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    else:
+        try:
+            value = import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
