@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -14,8 +16,10 @@ import anyio.to_thread
 from .errors import ConfigError, SandboxError
 from .guest import wire
 
-SLICE = 8 * 1024 * 1024  # characters or bytes handled at a time: the interpreter lock is let go in between
+SLICE = 1024 * 1024  # characters or bytes handled at a time: the interpreter lock is let go in between; larger ones cost page faults
 MAX_SHOWN_SIZES = 5  # sizes of list items that the description names
+
+FOLDER = "contexts"  # of contexts in a run's own folder: workers may read it, and not what stands beside it
 
 Kind = Literal["text", "bytes", "json"]
 
@@ -44,14 +48,32 @@ async def write_context(value: Any, path: Path, *, may_be_empty: bool = False) -
         ConfigError: it is empty, unreadable, not UTF-8, or holds what JSON cannot carry; the message says where.
         SandboxError: it could not be written (disk full).
 
-    Cancellation waits for the thread's current slice at most; the file is left to whoever owns the folder.
+    Cancelled, it returns at once; the thread ends with its current slice, and the file is left to whoever owns the folder.
     """
-    if not may_be_empty and isinstance(value, (str, bytes, list, dict)) and not value:
+    if not may_be_empty and isinstance(value, (str, bytes, bytearray, memoryview, list, tuple, dict)) and not value:
         raise ConfigError("the context is empty; pass what the question is about, or leave context out to ask the prompt alone")
+    given_up = threading.Event()
+    token = _given_up.set(given_up)
     try:
         return await anyio.to_thread.run_sync(_write, value, path, abandon_on_cancel=True)
     except OSError as error:
         raise SandboxError(f"the context could not be written to {path.parent}: {error.strerror or error}") from error
+    finally:
+        given_up.set()
+        _given_up.reset(token)
+
+
+_given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=None)
+
+
+class _GivenUp(Exception):
+    """Ends the thread of a cancelled writing; nobody sees it."""
+
+
+def _go_on() -> None:
+    given_up = _given_up.get()
+    if given_up is not None and given_up.is_set():
+        raise _GivenUp
 
 
 def _write(value: Any, path: Path) -> ContextFile:
@@ -71,6 +93,7 @@ def _write(value: Any, path: Path) -> ContextFile:
 def _write_text(text: str, path: Path) -> ContextFile:
     with path.open("wb") as file:
         for start in range(0, len(text), SLICE):
+            _go_on()
             file.write(text[start : start + SLICE].encode("utf-8", "surrogatepass"))
     return ContextFile(path=path, kind="text", description=f"a str of {len(text):,} characters", size=len(text))
 
@@ -79,6 +102,7 @@ def _write_bytes(data: bytes, path: Path) -> ContextFile:
     view = memoryview(data)
     with path.open("wb") as file:
         for start in range(0, len(view), SLICE):
+            _go_on()
             file.write(view[start : start + SLICE])
     return ContextFile(path=path, kind="bytes", description=f"a bytes object of {len(data):,} bytes", size=len(data))
 
@@ -120,6 +144,7 @@ def _decoded(path: Path) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             while data := file.read(SLICE):
+                _go_on()
                 pending = len(decoder.getstate()[0])
                 try:
                     yield decoder.decode(data)
@@ -146,8 +171,14 @@ def _not_utf8(path: Path, position: int, error: UnicodeDecodeError) -> ConfigErr
 def _write_json(value: Any, path: Path) -> ContextFile:
     try:
         check_json(value, "context")
+        return _write_checked(value, path)
     except RecursionError:
         raise ConfigError("the context is nested too deeply, or contains itself; flatten it") from None
+    except ValueError as error:  # an int of more digits than Python turns into text
+        raise ConfigError(f"the context holds a number that cannot be written: {error}") from None
+
+
+def _write_checked(value: Any, path: Path) -> ContextFile:
     with path.open("wb") as file:
         match value:
             case list():
@@ -163,6 +194,7 @@ def _write_json(value: Any, path: Path) -> ContextFile:
 def _write_parts(file: BinaryIO, opening: bytes, parts: Any, closing: bytes) -> None:
     separator = opening
     for key, item in parts:
+        _go_on()
         file.write(separator)
         separator = b","
         if key is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import functions
-from .context import write_context
+from .context import FOLDER, write_context
 from .environments.base import Environment, Place
 from .environments.repl import REPL, Loaded
 from .errors import ConfigError
@@ -52,14 +52,14 @@ class Home:
     async def add_values(self) -> None:
         """Put the tools that are values in place. Raises ConfigError, SandboxError."""
         for name, tool in self.tools.values.items():
-            file = await write_context(tool.tool, self.scratch / f"tool_{name}", may_be_empty=True)
+            file = await write_context(tool.tool, self.scratch / FOLDER / f"tool_{name}", may_be_empty=True)
             await self.repl.load(Loaded(name=name, aliases=(), path=await self.place.put(file), kind=file.kind))
             self.values[name] = file.description
 
     async def add_context(self, value: Any) -> None:
         """Put a context in place as ``context_N`` and ``context``. Raises ConfigError, SandboxError."""
         name = f"context_{self.contexts}"
-        file = await write_context(value, self.scratch / name)
+        file = await write_context(value, self.scratch / FOLDER / name)
         await self.repl.load(Loaded(name=name, aliases=("context",), path=await self.place.put(file), kind=file.kind))
         self.contexts += 1
         self.description = file.description
@@ -79,6 +79,7 @@ async def open_home(environment: Environment, options: RunOptions) -> AsyncItera
     tools = Tools.of(options["tools"])
     scratch = Path(tempfile.mkdtemp(prefix="arlm-", dir=_short_folder()))
     try:
+        (scratch / FOLDER).mkdir()
         async with LMHandler(transport=environment.transport, directory=scratch) as handler, environment.open(handler, scratch) as place:
             repl = REPL(
                 place,

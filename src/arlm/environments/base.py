@@ -53,7 +53,7 @@ class Worker(ABC):
     @abstractmethod
     async def kill(self) -> None:
         """Kill the worker and every process below it; returns when they are gone. Harmless when they are. The order is given before the
-        first await, so a cancelled kill still kills."""  # noqa: D209
+        first await, so a cancelled kill still kills."""
 
     @abstractmethod
     async def cpu_seconds(self) -> float:

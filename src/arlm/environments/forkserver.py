@@ -161,6 +161,8 @@ class Control:
         if "hello" in message:
             if not self._ready.done():
                 self._ready.set_result(None)
+        elif "bye" in message and not self._ready.done():
+            self.lost(f"{message['bye']:.500}")
         else:
             self.peer.receive(message, size)
 
@@ -168,6 +170,7 @@ class Control:
         """The supervisor is gone, and with it all workers."""
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(SandboxError(f"the supervisor process ended while starting: {reason}"))
+            self._ready.exception()  # read: nobody may be waiting any more
         if self.peer is not None:
             self.peer.lose(reason)
         for worker in list(self._workers.values()):
@@ -239,7 +242,6 @@ class LocalWorker(Worker):
         if self.exited.done() or peer is None or peer.lost is not None:
             return None
         answer = peer.start_call("kill", {"worker": self.name})
-        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         return answer
 
     async def kill(self) -> None:
@@ -274,7 +276,7 @@ class ForkServer(Control):
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                process = subprocess.Popen(  # noqa: S603 - our own Python with our own file
+                process = subprocess.Popen(
                     command(),
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),

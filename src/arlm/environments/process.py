@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import anyio
+import anyio.to_thread
 
-from ..context import ContextFile
+from ..context import FOLDER, ContextFile
 from ..errors import ConfigError, SandboxError
+from ..guest.confine import grade
 from ..lifetimes import finish
 from ..server.connection import Connection
 from ..server.handler import LMHandler, Ticket
 from .base import Environment, Place, Worker
 from .forkserver import STOP_SECONDS, Control, LocalWorker, clean_environment, command, current
 
+READ_ALSO: list[str] = []  # what every worker may read besides; for measuring tools of the tests
+WRITE_ALSO: list[str] = []  # and write
+
+Confine = Literal["auto", "require", "off"]
 Road = Literal["unix", "tcp", "stdio"]
 
 
@@ -27,24 +35,44 @@ class ProcessREPL(Environment):
     Args:
         transport: the road of their frames: ``"unix"`` (default), ``"tcp"`` (loopback), or ``"stdio"`` (through the supervisor's standard
             input and output: the road that containers and clouds use; it has a supervisor of its own).
+        confine: ``"auto"``: take away from workers what this kernel lets a process take away; ``"require"``: refuse to run where a part of
+            that is missing; ``"off"``: workers may do what the host's user may. ``docs/security.md`` says what each part closes.
+        network: leave sockets open.
+        read: files and folders that cells may read, besides Python's, the system's and the contexts.
+        write: folders that cells may write, besides their own.
     """
 
     name: ClassVar[str] = "process"
 
-    def __init__(self, *, transport: Road | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        transport: Road | None = None,
+        confine: Confine = "auto",
+        network: bool = False,
+        read: Sequence[str | Path] = (),
+        write: Sequence[str | Path] = (),
+    ) -> None:
         if transport not in (None, "unix", "tcp", "stdio"):
             raise ConfigError(f"environment_options: transport must be 'unix', 'tcp' or 'stdio', not {transport!r}")
+        if confine not in ("auto", "require", "off"):
+            raise ConfigError(f"environment_options: confine must be 'auto', 'require' or 'off', not {confine!r}")
+        if confine == "require":
+            _require(network=network)
+        doors = {"read": _existing("read", read), "write": _existing("write", write), "network": network}
+        self._confine = None if confine == "off" else {**doors, "require": confine == "require"}
         self._stdio = transport == "stdio"
         self.transport = None if transport == "stdio" else transport
 
     @asynccontextmanager
     async def open(self, handler: LMHandler, scratch: Path) -> AsyncIterator[Place]:
         """See Environment."""
+        (scratch / FOLDER).mkdir(exist_ok=True)  # before any worker is confined to it
         if self._stdio:
             async with _piped_supervisor() as control:
-                yield _ProcessPlace(control, handler, scratch, relay=True)
+                yield _ProcessPlace(control, handler, scratch, self._confine, relay=True)
             return
-        place = _ProcessPlace(await current(), handler, scratch, relay=False)
+        place = _ProcessPlace(await current(), handler, scratch, self._confine, relay=False)
         try:
             yield place
         finally:
@@ -52,36 +80,56 @@ class ProcessREPL(Environment):
 
 
 class _ProcessPlace(Place):
-    def __init__(self, control: Control, handler: LMHandler, scratch: Path, *, relay: bool) -> None:
+    def __init__(self, control: Control, handler: LMHandler, scratch: Path, confine: Mapping[str, Any] | None, *, relay: bool) -> None:
         self._control = control
         self._handler = handler
         self._scratch = scratch
+        self._confine = confine
         self._relay = relay
         self._workers: list[LocalWorker] = []
         self._count = 0
+        self._tell_scratch()
 
     async def start_worker(self, ticket: Ticket, *, memory_limit: int | None) -> Worker:
         """See Place."""
         self._count += 1
+        folder = str(self._scratch / f"w{self._count}")
         args = {
             "token": ticket.token,
-            "dir": str(self._scratch / f"w{self._count}"),
+            "dir": folder,
+            "confine": self._doors(folder),
             "address": {"relay": True} if self._relay else self._handler.address,
             "memory_limit": memory_limit,
-            "scratch": str(self._scratch),
         }
         relay: Connection | None = self._handler.connection() if self._relay else None
         control = self._control
         if not self._relay and (control.peer is None or control.peer.lost is not None):
             control = self._control = await current()  # the fork server died; the next worker gets a new one
+            self._tell_scratch()
         worker = control.worker(relay)
         self._workers = [*(known for known in self._workers if not known.exited.done()), worker]
         await control.spawn(worker, args)
         return worker
 
+    def _tell_scratch(self) -> None:
+        if self._control.peer is not None:
+            self._control.peer.note({"note": "scratch", "folder": str(self._scratch)})
+
+    def _doors(self, folder: str) -> dict[str, Any] | None:
+        """What a worker may reach: its own folder, the contexts, and what the options opened."""
+        if self._confine is None:
+            return None
+        read = [*self._confine["read"], *READ_ALSO, str(self._scratch / FOLDER)]
+        return {**self._confine, "read": read, "write": [*self._confine["write"], *WRITE_ALSO, folder]}
+
     async def put(self, file: ContextFile) -> str:
-        """See Place: workers read the host's own file."""
-        return str(file.path)
+        """See Place: workers read the host's own file; one of the user's gets a second name, or a copy, where confined workers may read."""
+        folder = self._scratch / FOLDER
+        if self._confine is None or file.path.is_relative_to(folder):
+            return str(file.path)
+        inside = folder / f"file_{len(list(folder.iterdir()))}"
+        await anyio.to_thread.run_sync(_link_or_copy, file.path, inside)
+        return str(inside)
 
     async def close(self) -> None:
         """Kill all workers; all orders go out before the first is waited for."""
@@ -134,3 +182,28 @@ async def _end_piped(process: asyncio.subprocess.Process, reader: asyncio.Future
         process.kill()
         await process.wait()
     await reader
+
+
+def _require(*, network: bool) -> None:
+    """Raise SandboxError when this system lacks a part of the confinement: now, before anything is started."""
+    wanted = {name: there for name, there in grade().items() if not (network and name in ("tcp", "sockets"))}
+    missing = [name for name, there in wanted.items() if not there]
+    if missing:
+        raise SandboxError(f"confine='require': this system cannot close {', '.join(missing)}; see `arlm doctor`, or use docker or a cloud")
+
+
+def _existing(option: str, paths: Sequence[str | Path]) -> list[str]:
+    if isinstance(paths, (str, Path)):
+        raise ConfigError(f"environment_options: {option} is a list of paths, not one path")
+    for path in paths:
+        if not Path(path).exists():
+            raise ConfigError(f"environment_options: {option}: {path} does not exist")
+    return [os.path.realpath(path) for path in paths]
+
+
+def _link_or_copy(path: Path, inside: Path) -> None:
+    real = path.resolve()
+    try:
+        os.link(real, inside)
+    except OSError:  # another file system, or not our file
+        shutil.copyfile(real, inside)

@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..errors import SandboxError
+from ..guest.link import LOST_CONNECTION
 from ..server.handler import LMHandler, Ticket
 from ..server.peer import Answer, CallError, Peer, PeerLost
 from ..types import JSON, CellResult
@@ -211,7 +212,8 @@ class REPL:
 
     async def close(self) -> None:
         """Kill the worker with everything below it."""
-        worker, self._worker, self._peer = self._worker, None, None
+        worker = self._worker
+        self._peer = self._worker = self._running = None
         if worker is not None:
             await worker.kill()
 
@@ -260,12 +262,13 @@ class REPL:
             self._peer.serve(task_group, self._counted)
 
     async def _counted(self, method: str, args: dict[str, Any]) -> JSON:
-        assert self._serving is not None
-        clock = self._clock
+        if self._serving is None:  # it arrived in the turn of the loop in which the run ended
+            raise CallError("RuntimeError", f"{method}: no run is active")
+        answer, clock = self._serving[1], self._clock
         if clock is not None:
             clock.pause()
         try:
-            return await self._serving[1](method, args)
+            return await answer(method, args)
         finally:
             if clock is not None:
                 clock.resume()
@@ -387,15 +390,17 @@ class REPL:
     async def _lost(self, error: PeerLost, stopped: Stop | None, duration: float, peer: Peer, worker: Worker) -> CellResult:
         """The worker ended in the cell."""
         await asyncio.wait({worker.exited}, timeout=EXIT_SECONDS)
-        if not worker.exited.done():
-            await worker.kill()  # it lives, but broke the wire
+        lives = not worker.exited.done()
+        if lives:
+            await worker.kill()  # it broke the wire
         how = worker.exited.result() if worker.exited.done() else Exit(status=None)
+        why = str(error) if lives else f"{how} ({error})" if how.status == LOST_CONNECTION else str(how)
         if self._peer is peer:
             self._peer = None
         lost, self.variables = tuple(self.variables), {}
         output = "".join(self._streamed)[:OUTPUT_CHARS] + how.output[:OUTPUT_CHARS]
         if stopped is None:
-            reason = f"the REPL's process ended in this cell: {how if how.status is not None else error}"
+            reason = f"the REPL's process ended in this cell: {why}"
         else:
             reason = f"the cell was killed: {self._why(stopped)}, and it did not react to the interrupt"
         return CellResult(

@@ -149,8 +149,6 @@ class Session:
             if not task.done() or isinstance(sys.exc_info()[1], CellStopped):
                 _cancel_all(loop)
             raise
-        finally:
-            asyncio.set_event_loop(None)
 
     def _read_answer(self, notes: List[str]) -> Tuple[bool, Any]:
         answer = self.namespace.get("answer")

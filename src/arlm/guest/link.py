@@ -25,6 +25,7 @@ BROKEN_INSIDE = 71  # exit status of a worker whose I/O thread failed (no memory
 # Output is read and reported at most this often. Until then it stays in the pipe, where the supervisor finds it if this process dies: what
 # this thread had read but not yet sent would be lost.
 PROGRESS_SECONDS = 0.05
+GATHER_SECONDS = 0.002  # between reads of output that is only counted: one wake-up for many lines, not one for each
 leave = os._exit  # the real one: the worker replaces os._exit for the cell
 
 Handler = Callable[[int, str, Dict[str, Any]], None]
@@ -187,11 +188,15 @@ class Link:
             for key, mask in selector.select(self._progress_wait()):
                 if key.data == "wake":
                     os.read(self._wake_reader, 4096)
-                elif key.data == "output" and self._capture.full:
-                    self._read_output()
                 elif key.data == "output":
+                    if not self._capture.full:
+                        pause = PROGRESS_SECONDS
+                    elif self._read_output() < READ_BYTES:
+                        pause = GATHER_SECONDS
+                    else:
+                        continue
                     selector.unregister(self._output)
-                    self._progress_due = time.monotonic() + PROGRESS_SECONDS
+                    self._progress_due = time.monotonic() + pause
                 elif mask & selectors.EVENT_READ:
                     self._read_socket()
             if self._progress_wait() == 0:

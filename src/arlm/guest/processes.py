@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 from typing import Dict, Iterable, List, Optional, Set, Tuple
 
@@ -88,6 +87,8 @@ def _parents() -> Iterable[Tuple[int, int]]:
                     continue  # ended meanwhile
                 yield int(name), int(fields[1])
         return
+    import subprocess  # only here: a system without /proc
+
     listing = subprocess.run(["/bin/ps", "-axo", "pid=,ppid="], capture_output=True, check=False).stdout
     for line in listing.splitlines():
         pid, parent = line.split()

@@ -46,8 +46,9 @@ class Replies(List[Reply]):
 def build(specs: List[Dict[str, Any]], link: Link) -> Dict[str, Callable[..., Any]]:
     """Functions by name for the specs of the host's hello.
 
-    A spec: ``name``, ``doc``, ``params`` (``[name]`` or ``[name, default]`` each; None for a tool, which takes anything), ``returns`` ("reply", "replies" or "json"),
-    ``split`` (the list parameter by which a batch is sent in pieces, or None), ``awaitable`` (an async function), ``method``.
+    A spec: ``name``, ``doc``, ``params`` (``[name]`` or ``[name, default]`` each; None for a tool, which takes anything), ``returns``
+    ("reply", "replies" or "json"), ``split`` (the list parameter by which a batch is sent in pieces, or None), ``awaitable`` (an async
+    function), ``method``.
     """
     return {spec["name"]: _stub(spec, link) for spec in specs}
 

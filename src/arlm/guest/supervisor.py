@@ -2,10 +2,11 @@
 
 It speaks frames over its standard input and output with the host that started it (that connection needs no token: it is inherited).
 
-    host asks    spawn {worker, token, dir, address, memory_limit, scratch} -> {pid}
+    host asks    spawn {worker, token, dir, address, memory_limit, confine} -> {pid}
                  kill {worker} -> {}               the whole tree is dead when this is answered
                  cpu {worker} -> {seconds}         CPU time of the worker's tree
     host notes   relay {worker, data}              bytes for a worker without an address of its own
+                 scratch {folder}                  to be removed here if the host dies before it does so itself
     it notes     exited {worker, status, output}   status as subprocess gives it (negative: a signal); output: printed, not yet read
                  relay {worker, data}
 """
@@ -15,20 +16,20 @@ from __future__ import annotations
 import gc
 import os
 import selectors
-import shutil
 import signal
 import socket
 import sys
 import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from . import capture, processes, wire, worker
+from . import capture, confine, processes, wire, worker
 
 READ_BYTES = 256 * 1024
 leave = os._exit  # the real one: a worker replaces os._exit for its cells
 MAX_BACKLOG = 8 * 1024 * 1024  # bytes waiting for a slow host before relayed workers are no longer read
 PARENT_CHECK_SECONDS = 0.5  # how often the parent is looked at where the kernel cannot tell of its death
 MAX_DESCRIPTORS = os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") > 0 else 65536
+FORGET_AT = 64  # folders of runs before those that are gone are looked for
 LAST_WORDS = 64 * 1024  # bytes of a dead worker's unread output that are passed on
 
 
@@ -56,6 +57,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._parent: Optional[int] = None
         self._watching = False
+        self._forget_at = FORGET_AT
         self._scratch: Set[str] = set()  # folders of runs: removed here if the host dies before it does it
 
     def run(self) -> None:
@@ -67,6 +69,7 @@ class Supervisor:
         self._selector.register(self._reader, selectors.EVENT_READ, self._read_host)
         if self._reader != self._writer:
             self._selector.register(self._writer, selectors.EVENT_WRITE, self._flush)
+        confine.prepare()
         gc.collect()
         gc.freeze()
         try:
@@ -99,6 +102,8 @@ class Supervisor:
                 self._serve(message["id"], message["call"], message["args"])
             elif kind == "note" and message["note"] == "relay":
                 self._relay_in(message)
+            elif kind == "note" and message["note"] == "scratch":
+                self._remember(message["folder"])
 
     def _welcome(self, message: wire.Message) -> None:
         if message["hello"] != wire.VERSION:
@@ -179,11 +184,16 @@ class Supervisor:
         if ours is not None and theirs is not None:
             theirs.close()
             ours.setblocking(False)
-        if args.get("scratch"):
-            self._scratch = {folder for folder in self._scratch if os.path.isdir(folder)} | {args["scratch"]}
         child = Child(name, pid, output[0], ours)
         self._children[pid] = self._by_name[name] = child
         return pid
+
+    def _remember(self, scratch: str) -> None:
+        """Keep a run's folder in mind; now and then forget those that are gone."""
+        self._scratch.add(scratch)
+        if len(self._scratch) > self._forget_at:
+            self._scratch = {folder for folder in self._scratch if os.path.isdir(folder)}
+            self._forget_at = 2 * len(self._scratch) + FORGET_AT
 
     def _become_worker(self, args: Dict[str, Any], sock: Optional[socket.socket], output: Any, supervisor: int) -> None:
         status = 1
@@ -255,11 +265,9 @@ class Supervisor:
 
     def _bury(self, child: Child, status: int) -> None:
         del self._by_name[child.name]
-        if child.relay is not None:
-            self._relay_out(child)
-            if child.relay in self._selector.get_map():
-                self._selector.unregister(child.relay)
-            child.relay.close()
+        while self._relay_out(child):
+            pass
+        self._end_relay(child)
         self._send({"note": "exited", "worker": child.name, "status": status, "output": _last_words(child.output)})
         os.close(child.output)
         for number in child.waiting:
@@ -270,6 +278,8 @@ class Supervisor:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         processes.kill_trees(set(processes.children_of(os.getpid())))
         self._sweep_all()
+        import shutil  # brings the compression libraries, which every worker would carry along
+
         for scratch in self._scratch:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -298,7 +308,8 @@ class Supervisor:
             self._selector.modify(child.relay, wanted, known.data)
 
     def _relay(self, child: Child) -> None:
-        assert child.relay is not None
+        if child.relay is None:
+            return  # it was buried by an earlier event of the same round
         try:
             while child.unsent:
                 del child.unsent[: child.relay.send(child.unsent[:READ_BYTES])]
@@ -308,16 +319,26 @@ class Supervisor:
             child.unsent.clear()
         self._relay_out(child)
 
-    def _relay_out(self, child: Child) -> None:
-        assert child.relay is not None
+    def _relay_out(self, child: Child) -> bool:
+        """Pass on what a worker has sent, one piece; False when nothing is there."""
+        if child.relay is None:
+            return False
         try:
             data = child.relay.recv(READ_BYTES)
+        except BlockingIOError:
+            return False
         except OSError:
-            return
-        if data:
-            self._send({"note": "relay", "worker": child.name, "data": data.decode("latin-1")})
-        elif child.relay in self._selector.get_map():
-            self._selector.unregister(child.relay)
+            data = b""
+        if not data:
+            self._end_relay(child)
+            return False
+        self._send({"note": "relay", "worker": child.name, "data": data.decode("latin-1")})
+        return True
+
+    def _end_relay(self, child: Child) -> None:
+        if child.relay is not None:
+            if child.relay in self._selector.get_map():
+                self._selector.unregister(child.relay)
             child.relay.close()
             child.relay = None
 

@@ -13,9 +13,10 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import capture, processes, stubs, values, wire
+from . import capture, confine, processes, stubs, values, wire
 from .cells import Interrupter, Session
 from .link import LOST_CONNECTION, Link
 
@@ -28,7 +29,8 @@ def main(spec: Dict[str, Any], sock: Optional[socket.socket], output: Tuple[int,
     """Run a worker in a freshly forked process; ends with the process.
 
     Args:
-        spec: ``dir`` (the working directory), ``address``, ``token``, ``memory_limit`` (bytes or None).
+        spec: ``dir`` (the working directory), ``address``, ``token``, ``memory_limit`` (bytes or None), ``confine`` (the arguments of
+            ``confine.confine``, or None).
         sock: a connected socket, or None to connect to ``spec["address"]``.
         output: read and write end of the output pipe.
         supervisor: the process that forked this one.
@@ -41,6 +43,8 @@ def main(spec: Dict[str, Any], sock: Optional[socket.socket], output: Tuple[int,
     sock = sock or connect(spec["address"])
     decoder = wire.Decoder()
     hello, rest = _say_hello(sock, decoder, spec["token"])
+    if spec.get("confine") is not None:
+        confine.confine(**spec["confine"])
     _limit_memory(spec.get("memory_limit"))
     Worker(sock, decoder, rest, hello, stdio, output[0]).run()
 
@@ -114,6 +118,7 @@ class Worker:
     def run(self) -> None:
         """Serve until the connection ends; does not return."""
         pid = os.getpid()
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning)  # the thread is ours
         signal.signal(INTERRUPT, self._interrupter.handle)
         os.register_at_fork(after_in_child=self._after_fork)
         os._exit = self._exit  # type: ignore[assignment]

@@ -73,6 +73,11 @@ class _Serving:
 _Request = tuple[int, str, dict[str, Any], _Serving]
 
 
+def _read(answer: asyncio.Future[JSON]) -> None:
+    if not answer.cancelled():
+        answer.exception()  # whoever waits is told; nobody has to wait
+
+
 def _cancelled(number: int, method: str) -> wire.Message:
     return {"id": number, "error": {"type": "RuntimeError", "message": f"{method}: cancelled"}}
 
@@ -127,6 +132,7 @@ class Peer:
         number = next(self._numbers)
         frames = wire.encode({"id": number, "call": method, "args": args})
         answer: asyncio.Future[JSON] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(_read)
         self._asked[number] = answer
         answer.arlm_number = number  # type: ignore[attr-defined]
         self._write(frames)
@@ -137,10 +143,7 @@ class Peer:
         number: int = answer.arlm_number  # type: ignore[attr-defined]
         if self._asked.pop(number, None) is not None and self.lost is None:
             self._write(wire.encode({"cancel": number}))
-        if not answer.done():
-            answer.cancel()
-        elif not answer.cancelled():
-            answer.exception()  # read, so that nobody is told it never was
+        answer.cancel()
 
     def note(self, message: wire.Message) -> None:
         """Send a one-way message; nothing happens when the connection is gone."""

@@ -1,0 +1,275 @@
+"""Confinement: what the kernel lets a process take away from itself for good, and from all it will start. Linux only.
+
+Landlock closes the file system, TCP, signals and abstract sockets; seccomp closes the other sockets and system calls that no cell needs;
+capabilities and new privileges are given up; limits bound descriptors, processes and file size. Each part is used where the kernel has it;
+``grade`` says which parts those are.
+
+Numbers are the kernel's: include/uapi/linux/landlock.h, seccomp.h, filter.h, prctl.h and the system call tables.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import platform
+import resource
+import struct
+import sys
+from typing import Any, Dict, Iterable, List, Tuple
+
+PR_SET_NO_NEW_PRIVS = 38
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+PR_SET_DUMPABLE = 4
+SECCOMP_MODE_FILTER = 2
+LANDLOCK = {"create_ruleset": 444, "add_rule": 445, "restrict_self": 446}  # the same on every architecture
+
+# Rights of LANDLOCK_ACCESS_FS_*, by the interface version that brought them.
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
+FS_BY_VERSION = {1: (1 << 13) - 1, 2: 1 << 13, 3: TRUNCATE, 5: IOCTL_DEV}
+ON_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV  # a rule for a file may name no others
+NET_BIND_CONNECT_TCP = 0b11  # from version 4
+SCOPE_ABSTRACT_UNIX, SCOPE_SIGNAL = 0b01, 0b10  # from version 6
+
+READABLE = (
+    "/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives",
+    "/etc/localtime", "/etc/timezone", "/etc/mime.types", "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/passwd", "/etc/group",
+    "/etc/nsswitch.conf", "/etc/hosts", "/etc/os-release", "/etc/fonts",
+    "/proc/cpuinfo", "/proc/meminfo", "/proc/loadavg", "/proc/uptime", "/proc/version",
+    "/proc/filesystems", "/proc/stat", "/proc/sys/kernel/osrelease", "/proc/sys/vm/overcommit_memory", "/sys/devices/system/cpu",
+    "/sys/kernel/mm/transparent_hugepage", "/dev/urandom", "/dev/random", "/dev/zero",
+)  # fmt: skip
+WRITABLE_DEVICES = ("/dev/null", "/dev/full")
+
+MAX_DESCRIPTORS = 4096
+MAX_FILE_BYTES = 16 * 1024**3  # of one file that a cell writes: more than a context, less than most disks
+MAX_PROCESSES = 512  # that a cell may add to those the user has; the superuser is exempt from this limit
+
+# x86_64 and aarch64 numbers of system calls that a cell has no use for, and that reach across processes or around the rules above.
+FORBIDDEN: Dict[str, Tuple[int, int]] = {
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438),
+    "process_madvise": (440, 440), "kcmp": (312, 272), "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "move_mount": (429, 429),
+    "open_tree": (428, 428), "fsopen": (430, 430), "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
+    "setns": (308, 268), "unshare": (272, 97),
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427), "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "init_module": (175, 105),
+    "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142),
+    "swapon": (167, 224), "swapoff": (168, 225), "acct": (163, 89), "settimeofday": (164, 170), "clock_settime": (227, 112),
+    "adjtimex": (159, 171), "clock_adjtime": (305, 266), "sethostname": (170, 161), "setdomainname": (171, 162), "syslog": (103, 116),
+    "quotactl": (179, 60), "fanotify_init": (300, 262), "lookup_dcookie": (212, 18), "personality": (135, 92), "vhangup": (153, 58),
+}  # fmt: skip
+SOCKET, CONNECT, SENDTO = (41, 198), (42, 203), (44, 206)
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+X32_BIT = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+class NotConfined(Exception):
+    """Confinement was required and a part of it cannot be had here; the text says which."""
+
+
+def grade() -> Dict[str, bool]:
+    """What this kernel offers, by part: ``files``, ``tcp``, ``signals``, ``sockets``, ``privileges``. Changes nothing."""
+    version = landlock_version()
+    return {
+        "files": version >= 1,
+        "tcp": version >= 4,
+        "signals": version >= 6,
+        "sockets": _has_seccomp(),
+        "privileges": _libc is not None,
+    }
+
+
+def landlock_version() -> int:
+    """The version of the kernel's Landlock interface; 0 where there is none."""
+    if _libc is None:
+        return 0
+    version: int = _libc.syscall(LANDLOCK["create_ruleset"], None, ctypes.c_size_t(0), 1)
+    return max(0, version)
+
+
+def prepare() -> None:
+    """Look up what does not change, once, in the process that forks the others."""
+    _python()
+    _has_seccomp()
+
+
+def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require: bool) -> Dict[str, bool]:
+    """Confine this process, which must have one thread, and everything it will start. There is no way back.
+
+    Args:
+        read: files and folders that may be read and executed, besides the system's.
+        write: folders that may also be written.
+        network: leave sockets and connections open.
+        require: fail when a part is missing.
+
+    Returns:
+        the parts that hold, as ``grade`` names them.
+
+    Raises:
+        NotConfined: ``require`` is set and a part is missing.
+    """
+    parts = grade()
+    if network:
+        parts["tcp"] = parts["sockets"] = False
+    missing = [name for name, there in parts.items() if not there and not (network and name in ("tcp", "sockets"))]
+    if require and missing:
+        raise NotConfined(f"this system cannot confine: {', '.join(missing)}")
+    if _libc is None:
+        return parts
+    _limit()
+    _give_up_privileges()
+    version = landlock_version()
+    if version:
+        _landlock(version, read, write, network)
+    if _has_seccomp():
+        _seccomp(network)
+    return parts
+
+
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for what, most in ((resource.RLIMIT_NOFILE, MAX_DESCRIPTORS), (resource.RLIMIT_FSIZE, MAX_FILE_BYTES)):
+        hard = resource.getrlimit(what)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
+    if os.getuid() != 0:
+        most = _processes_of_user() + MAX_PROCESSES
+        hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
+def _processes_of_user() -> int:
+    count = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if os.stat(f"/proc/{name}").st_uid == os.getuid():
+                    count += len(os.listdir(f"/proc/{name}/task"))
+            except OSError:
+                continue
+    return count
+
+
+def _give_up_privileges() -> None:
+    assert _libc is not None
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    for capability in range(64):
+        _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    _check(_libc.capset(header, struct.pack("=6I", *[0] * 6)), "capset")
+
+
+def _landlock(version: int, read: Iterable[str], write: Iterable[str], network: bool) -> None:
+    handled = sum(rights for since, rights in FS_BY_VERSION.items() if since <= version)
+    net = NET_BIND_CONNECT_TCP if version >= 4 and not network else 0
+    scoped = (SCOPE_SIGNAL | (0 if network else SCOPE_ABSTRACT_UNIX)) if version >= 6 else 0
+    attributes = struct.pack("=QQQ", handled, net, scoped)[: 24 if version >= 6 else 16 if version >= 4 else 8]
+    ruleset = _syscall("create_ruleset", ctypes.c_char_p(attributes), ctypes.c_size_t(len(attributes)), 0)
+    reading = (EXECUTE | READ_FILE | READ_DIR) & handled
+    try:
+        for path in {*READABLE, *_python(), *read}:
+            _allow(ruleset, path, reading)
+        for path in ("/proc/self", "/proc/thread-self"):
+            _allow(ruleset, path, reading)
+        for path in WRITABLE_DEVICES:
+            _allow(ruleset, path, (READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV) & handled)
+        for path in write:
+            _allow(ruleset, path, handled & ~IOCTL_DEV)
+        _syscall("restrict_self", ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return  # not on this system
+    try:
+        if not os.path.isdir(path):
+            rights &= ON_FILES
+        rule = struct.pack("=Qi", rights, descriptor)
+        _syscall("add_rule", ruleset, 1, ctypes.c_char_p(rule), 0)
+    finally:
+        os.close(descriptor)
+
+
+@functools.lru_cache(maxsize=None)
+def _python() -> List[str]:
+    """Where this Python and its packages live. A path that would open a home folder or the root as a whole is left out."""
+    home = os.path.expanduser("~")
+    paths = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable)), *sys.path}
+    paths.add(os.path.dirname(os.path.abspath(__file__)))
+    real = {os.path.realpath(path) for path in paths if path and os.path.exists(path)}
+    return sorted(path for path in real if path not in ("/", home, os.path.dirname(home)))
+
+
+@functools.lru_cache(maxsize=None)
+def _has_seccomp() -> bool:
+    return _libc is not None and platform.machine() in AUDIT_ARCH and os.path.exists("/proc/sys/kernel/seccomp")
+
+
+def _seccomp(network: bool) -> None:
+    """A filter: forbidden calls give EPERM; sockets other than Unix streams give EACCES, and so does connecting."""
+    assert _libc is not None
+    machine = platform.machine()
+    at = 0 if machine == "x86_64" else 1
+    denied = [numbers[at] for numbers in FORBIDDEN.values()]
+    if not network:
+        denied.append(CONNECT[at])
+    rules: List[Tuple[int, int, int, int]] = [
+        _load(4),  # the architecture: a call made as another one would have other numbers
+        _jump(AUDIT_ARCH[machine], 1, 0),
+        _answer(0x80000000),  # SECCOMP_RET_KILL_PROCESS
+        _load(0),
+    ]
+    if machine == "x86_64":
+        rules += [(0x45, 0, 1, X32_BIT), _answer(0x00050000 | errno.ENOSYS)]  # BPF_JSET: the x32 numbers
+    for number in denied:
+        rules += [_jump(number, 0, 1), _answer(0x00050000 | errno.EPERM)]
+    if not network:
+        rules += [
+            _jump(SOCKET[at], 0, 6),
+            _load(16),  # the low half of the first argument: the family
+            _jump(1, 0, 3),  # AF_UNIX
+            _load(24),
+            (0x54, 0, 0, 0xF),  # BPF_AND: the type without its flags
+            _jump(1, 1, 0),  # SOCK_STREAM
+            _answer(0x00050000 | errno.EACCES),
+        ]
+    rules.append(_answer(0x7FFF0000))  # SECCOMP_RET_ALLOW
+    code = b"".join(struct.pack("=HBBI", *rule) for rule in rules)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("=H6xQ", len(rules), ctypes.addressof(buffer))
+    _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(program), 0, 0), "seccomp")
+
+
+def _load(offset: int) -> Tuple[int, int, int, int]:
+    return 0x20, 0, 0, offset  # BPF_LD | BPF_W | BPF_ABS of struct seccomp_data
+
+
+def _jump(value: int, if_equal: int, if_not: int) -> Tuple[int, int, int, int]:
+    return 0x15, if_equal, if_not, value  # BPF_JMP | BPF_JEQ | BPF_K
+
+
+def _answer(value: int) -> Tuple[int, int, int, int]:
+    return 0x06, 0, 0, value  # BPF_RET | BPF_K
+
+
+def _syscall(name: str, *args: Any) -> int:
+    assert _libc is not None
+    return _check(_libc.syscall(LANDLOCK[name], *args), name)
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
