@@ -17,17 +17,19 @@ async def ask(url: str, *requests: dict[str, Any], key: str = "k") -> list[tuple
     """Send requests one after the other on one connection."""
     reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
     replies = []
-    for request in requests:
-        body = json.dumps(request).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer {key}\r\ncontent-LENGTH: {len(body)}\r\n\r\n"
-        writer.write(head.encode())
-        await writer.drain()
-        for start in range(0, len(body), 1_000):
-            writer.write(body[start : start + 1_000])
-        status = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = int(status.partition("Content-Length: ")[2].partition("\r\n")[0])
-        replies.append((int(status.split()[1]), json.loads(await reader.readexactly(length))))
-    writer.close()
+    try:
+        for request in requests:
+            body = json.dumps(request).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer {key}\r\ncontent-LENGTH: {len(body)}\r\n\r\n"
+            writer.write(head.encode())
+            await writer.drain()
+            for start in range(0, len(body), 1_000):
+                writer.write(body[start : start + 1_000])
+            status = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = int(status.partition("Content-Length: ")[2].partition("\r\n")[0])
+            replies.append((int(status.split()[1]), json.loads(await reader.readexactly(length))))
+    finally:
+        writer.close()
     await writer.wait_closed()
     return replies
 

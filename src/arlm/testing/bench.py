@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..context import write_context
+from ..context import FOLDER, write_context
 from ..environments.repl import REPL, Loaded
 from ..lifetimes import finish
 from ..server.handler import LMHandler
@@ -113,7 +113,9 @@ class Script:
                 await self._changed.wait()
 
 
-def _spec(name: str, method: str, *params: list[Any], returns: str = "reply", split: str | None = None, awaitable: bool = False) -> dict[str, Any]:
+def _spec(
+    name: str, method: str, *params: list[Any], returns: str = "reply", split: str | None = None, awaitable: bool = False
+) -> dict[str, Any]:
     return {
         "name": name,
         "method": method,
@@ -130,7 +132,10 @@ _PROMPT, _PROMPTS, _MODEL = ["prompt"], ["prompts"], ["model", None]
 FUNCTIONS: list[dict[str, Any]] = [
     *(_spec(f"{kind}_query", f"{kind}_query", _PROMPT, _MODEL) for kind in ("llm", "rlm")),
     *(_spec(f"{kind}_query_async", f"{kind}_query", _PROMPT, _MODEL, awaitable=True) for kind in ("llm", "rlm")),
-    *(_spec(f"{kind}_query_batched", f"{kind}_query_batched", _PROMPTS, _MODEL, returns="replies", split="prompts") for kind in ("llm", "rlm")),
+    *(
+        _spec(f"{kind}_query_batched", f"{kind}_query_batched", _PROMPTS, _MODEL, returns="replies", split="prompts")
+        for kind in ("llm", "rlm")
+    ),
     _spec("add", "add", ["left"], ["right"], returns="json"),
     _spec("refuse", "refuse", ["kind"], ["message"], returns="json"),
     _spec("no_such_thing", "no_such_thing", returns="json"),
@@ -198,7 +203,9 @@ class Bench:
     async def context(self, value: Any) -> None:
         """Put a context in place, as ``context_0`` …, the newest also as ``context``."""
         name = f"context_{len(self.contexts)}"
-        file = await write_context(value, self.scratch / name)
+        folder = self.scratch / FOLDER
+        folder.mkdir(exist_ok=True)
+        file = await write_context(value, folder / name)
         loaded = Loaded(name=name, aliases=("context",), path=await self.place.put(file), kind=file.kind)
         self.contexts.append(loaded)
         await self.repl.load(loaded)
@@ -211,7 +218,7 @@ class Bench:
         """Wait until a process of the place is gone. Raises TimeoutError after PATIENCE_SECONDS."""
         assert self.subject.alive is not None, f"{self.subject} cannot look at processes: declare the case as unmet"
         with anyio.fail_after(PATIENCE_SECONDS):
-            while self.subject.alive(pid):
+            while self.subject.alive(pid):  # noqa: ASYNC110 - nobody tells of a process that is not ours
                 await asyncio.sleep(0.01)
 
 

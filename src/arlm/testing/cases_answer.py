@@ -1,5 +1,7 @@
 """Cases about the answer protocol and the reserved names."""
 
+# ruff: noqa: D103 - the name of a case is its claim
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -46,7 +48,10 @@ async def an_answer_may_be_set_by_a_new_dict(bench: Bench) -> None:
 
 @case()
 async def an_answer_may_be_set_in_a_function_and_a_thread(bench: Bench) -> None:
-    code = "import threading\ndef finish(): answer.update(content='from a thread', ready=True)\nthread = threading.Thread(target=finish)\nthread.start(); thread.join()"
+    code = (
+        "import threading\ndef finish(): answer.update(content='from a thread', ready=True)\n"
+        "thread = threading.Thread(target=finish)\nthread.start(); thread.join()"
+    )
     result = await bench.cell(code)
     assert (result.answer_ready, result.answer) == (True, "from a thread")
 
@@ -76,7 +81,7 @@ async def an_answer_that_json_cannot_carry_becomes_text(bench: Bench) -> None:
 @case()
 async def every_code_point_of_an_answer_arrives(bench: Bench) -> None:
     text = "\0\r\n\t\"'\\é\u2028\ud83d\ude00\U0001f600\ude00\ud83d"
-    result = await bench.cell(f"answer.update(content={ascii(text)}, ready=True)")
+    result = await bench.cell(f"answer.update(content={text!a}, ready=True)")
     assert result.answer == text
 
 
@@ -131,14 +136,20 @@ async def sys_exit_inside_await_ends_the_cell_and_not_the_session(bench: Bench) 
 async def reserved_names_are_restored_after_overwriting(bench: Bench) -> None:
     await bench.context("the text")
     await bench.out("llm_query = answer = context = context_0 = SHOW_VARS = add = None")
-    assert await bench.out("context, context_0, llm_query('x'), type(answer).__name__, add(1, 2)") == "('the text', 'the text', 'x', 'dict', 3)\n"
+    assert (
+        await bench.out("context, context_0, llm_query('x'), type(answer).__name__, add(1, 2)")
+        == "('the text', 'the text', 'x', 'dict', 3)\n"
+    )
 
 
 @case()
 async def reserved_names_are_restored_after_del(bench: Bench) -> None:
     await bench.context("the text")
     await bench.out("del llm_query, answer, context, context_0, SHOW_VARS, history")
-    assert await bench.out("context, context_0, llm_query('x'), type(answer).__name__, history") == "('the text', 'the text', 'x', 'dict', [])\n"
+    assert (
+        await bench.out("context, context_0, llm_query('x'), type(answer).__name__, history")
+        == "('the text', 'the text', 'x', 'dict', [])\n"
+    )
 
 
 @case()
@@ -165,7 +176,7 @@ async def show_vars_names_variables_types_and_sizes(bench: Bench) -> None:
 
 @case()
 async def functions_show_their_signature_and_doc(bench: Bench) -> None:
-    assert await bench.out("import inspect\nstr(inspect.signature(llm_query)), llm_query.__name__, inspect.iscoroutinefunction(llm_query_async)") == (
-        "('(prompt, model=None)', 'llm_query', True)\n"
-    )
+    assert await bench.out(
+        "import inspect\nstr(inspect.signature(llm_query)), llm_query.__name__, inspect.iscoroutinefunction(llm_query_async)"
+    ) == ("('(prompt, model=None)', 'llm_query', True)\n")
     assert "llm_query, as the conformance script answers it." in await bench.out("help(llm_query)")

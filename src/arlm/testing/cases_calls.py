@@ -1,5 +1,7 @@
 """Cases about calling models from cells: one, many, from threads and loops, failures, cancellation."""
 
+# ruff: noqa: D103 - the name of a case is its claim
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -15,7 +17,10 @@ case = CASES.case
 
 @case()
 async def a_call_returns_a_str(bench: Bench) -> None:
-    assert await bench.out("reply = llm_query('hello')\nreply, isinstance(reply, str), reply.failed, reply + '!'") == "('hello', True, False, 'hello!')\n"
+    assert (
+        await bench.out("reply = llm_query('hello')\nreply, isinstance(reply, str), reply.failed, reply + '!'")
+        == "('hello', True, False, 'hello!')\n"
+    )
     assert await bench.out("rlm_query('deep')") == "'deep'\n"
 
 
@@ -68,7 +73,10 @@ async def an_unknown_function_of_the_host_is_an_error_and_the_session_goes_on(be
 
 @case()
 async def a_failed_call_is_a_str_that_says_so(bench: Bench) -> None:
-    assert await bench.out("reply = llm_query('fail')\nreply, reply.failed, isinstance(reply, str), reply.startswith('Error: ')") == "('Error: fail', True, True, True)\n"
+    assert (
+        await bench.out("reply = llm_query('fail')\nreply, reply.failed, isinstance(reply, str), reply.startswith('Error: ')")
+        == "('Error: fail', True, True, True)\n"
+    )
     assert await bench.out("reply = await llm_query_async('fail')\nreply, reply.failed") == "('Error: fail', True)\n"
 
 
@@ -88,7 +96,10 @@ async def an_empty_batch_asks_nothing(bench: Bench) -> None:
 
 @case()
 async def a_batch_of_five_thousand_keeps_its_order(bench: Bench) -> None:
-    assert await bench.out("replies = llm_query_batched([f'item {n}' for n in range(5_000)])\nreplies == [f'item {n}' for n in range(5_000)]") == "True\n"
+    assert (
+        await bench.out("replies = llm_query_batched([f'item {n}' for n in range(5_000)])\nreplies == [f'item {n}' for n in range(5_000)]")
+        == "True\n"
+    )
     assert len(bench.script.prompts) == 5_000
 
 
@@ -121,7 +132,9 @@ async def async_calls_overlap(bench: Bench) -> None:
 
 @case()
 async def async_calls_work_in_asyncio_run(bench: Bench) -> None:
-    code = "import asyncio\nasync def main(): return await asyncio.gather(*[llm_query_async(str(n)) for n in range(5)])\nasyncio.run(main())"
+    code = (
+        "import asyncio\nasync def main(): return await asyncio.gather(*[llm_query_async(str(n)) for n in range(5)])\nasyncio.run(main())"
+    )
     assert await bench.out(code) == "['0', '1', '2', '3', '4']\n"
 
 
@@ -169,7 +182,9 @@ replies
 
 @case()
 async def a_call_from_a_thread_may_outlive_its_cell(bench: Bench) -> None:
-    await bench.out("import threading\nfound = []\nthread = threading.Thread(target=lambda: found.append(llm_query('hold')))\nthread.start()")
+    await bench.out(
+        "import threading\nfound = []\nthread = threading.Thread(target=lambda: found.append(llm_query('hold')))\nthread.start()"
+    )
     await bench.script.until(lambda: bench.script.in_flight == 1)
     bench.script.release.set()
     assert await bench.out("thread.join(); found") == "['hold']\n"
@@ -177,7 +192,11 @@ async def a_call_from_a_thread_may_outlive_its_cell(bench: Bench) -> None:
 
 @case()
 async def replies_may_come_in_any_order(bench: Bench) -> None:
-    code = "import asyncio\nslow = asyncio.create_task(llm_query_async('hold'))\nquick = [await llm_query_async(f'{n}') for n in range(3)]\nprint(quick, slow.done())\nawait slow"
+    code = (
+        "import asyncio\nslow = asyncio.create_task(llm_query_async('hold'))\n"
+        "quick = [await llm_query_async(f'{n}') for n in range(3)]\nprint(quick, slow.done())\n"
+        "await slow"
+    )
     async with bench.running(code) as cell:
         await bench.until_streamed("['0', '1', '2'] False\n")
         bench.script.release.set()
@@ -191,7 +210,10 @@ async def three_hundred_calls_in_a_row_work(bench: Bench) -> None:
 
 @case()
 async def a_call_in_a_forked_process_is_an_error_there(bench: Bench) -> None:
-    code = "import os\nif os.fork() == 0:\n    try: llm_query('x')\n    except RuntimeError as error: print('child:', error)\n    os._exit(0)\n_ = os.wait()"
+    code = (
+        "import os\nif os.fork() == 0:\n    try: llm_query('x')\n"
+        "    except RuntimeError as error: print('child:', error)\n    os._exit(0)\n_ = os.wait()"
+    )
     output = await bench.out(code)
     assert output.startswith("child: llm_query: a forked process has no connection")
     assert bench.script.prompts == []

@@ -1,5 +1,7 @@
 """Cases about Python code in cells: state, expressions, await, imports, errors."""
 
+# ruff: noqa: D103 - the name of a case is its claim
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -69,13 +71,19 @@ async def an_empty_cell_does_nothing(bench: Bench) -> None:
 
 @case()
 async def await_works_at_the_top_level(bench: Bench) -> None:
-    code = "import asyncio\nparts = await asyncio.gather(*[asyncio.sleep(0, n) for n in range(3)])\nasync with asyncio.Lock(): pass\nprint(parts)"
+    code = (
+        "import asyncio\nparts = await asyncio.gather(*[asyncio.sleep(0, n) for n in range(3)])\n"
+        "async with asyncio.Lock(): pass\nprint(parts)"
+    )
     assert await bench.out(code) == "[0, 1, 2]\n"
 
 
 @case()
 async def await_cells_share_one_loop(bench: Bench) -> None:
-    await bench.out("import asyncio\nloop = asyncio.get_running_loop()\nqueue = asyncio.Queue()\ntask = asyncio.create_task(queue.get())\nawait asyncio.sleep(0)")
+    await bench.out(
+        "import asyncio\nloop = asyncio.get_running_loop()\nqueue = asyncio.Queue()\n"
+        "task = asyncio.create_task(queue.get())\nawait asyncio.sleep(0)"
+    )
     assert await bench.out("queue.put_nowait('later')\nprint(await task, asyncio.get_running_loop() is loop)") == "later True\n"
 
 
@@ -119,14 +127,18 @@ async def a_traceback_shows_the_source_lines_and_only_them(bench: Bench) -> None
 
 @case()
 async def a_traceback_of_an_await_cell_has_no_frames_of_ours(bench: Bench) -> None:
-    result = await bench.fails("import asyncio\nasync def broken():\n    raise ValueError('in here')\nawait broken()", "ValueError: in here")
+    result = await bench.fails(
+        "import asyncio\nasync def broken():\n    raise ValueError('in here')\nawait broken()", "ValueError: in here"
+    )
     assert "await broken()" in result.output
     assert result.output.count('  File "<cell 1>"') == result.output.count('  File "') == 2
 
 
 @case()
 async def a_traceback_shows_causes_and_groups(bench: Bench) -> None:
-    result = await bench.fails("try:\n    {}['key']\nexcept KeyError as error:\n    raise ValueError('outside') from error", "ValueError: outside")
+    result = await bench.fails(
+        "try:\n    {}['key']\nexcept KeyError as error:\n    raise ValueError('outside') from error", "ValueError: outside"
+    )
     assert result.output.index("KeyError: 'key'") < result.output.index("direct cause") < result.output.index("ValueError: outside")
     assert result.output.count('  File "') == 2
 
@@ -180,7 +192,10 @@ async def keyboard_interrupt_and_generator_exit_are_errors_of_the_cell(bench: Be
 
 @case()
 async def classes_dataclasses_and_pickle_work_in_main(bench: Bench) -> None:
-    await bench.out("import dataclasses, pickle\n@dataclasses.dataclass\nclass Point:\n    x: int\n    y: 'int' = 2\nclass Child(Point):\n    def size(self): return super().__repr__()")
+    await bench.out(
+        "import dataclasses, pickle\n@dataclasses.dataclass\nclass Point:\n    x: int\n"
+        "    y: 'int' = 2\nclass Child(Point):\n    def size(self): return super().__repr__()"
+    )
     assert await bench.out("pickle.loads(pickle.dumps(Point(1)))") == "Point(x=1, y=2)\n"
     assert await bench.out("print(Child(3).size(), Point.__module__, __name__)") == "Child(x=3, y=2) __main__ __main__\n"
     assert await bench.out("import typing\ntyping.get_type_hints(Point)['y'] is int") == "True\n"
@@ -193,7 +208,10 @@ async def comprehensions_closures_and_generators_see_the_namespace(bench: Bench)
 
 @case()
 async def every_builtin_and_import_works(bench: Bench) -> None:
-    code = "import re, json, math, collections, urllib.parse, sqlite3\neval('1 + 1'), exec('y = 5'), y, open.__name__, __import__('os').sep, callable(compile)"
+    code = (
+        "import re, json, math, collections, urllib.parse, sqlite3\n"
+        "eval('1 + 1'), exec('y = 5'), y, open.__name__, __import__('os').sep, callable(compile)"
+    )
     assert await bench.out(code) == "(2, None, 5, 'open', '/', True)\n"
 
 
@@ -205,7 +223,10 @@ async def a_module_written_into_the_working_directory_can_be_imported(bench: Ben
 
 @case()
 async def the_underscore_future_and_decorators_are_left_to_the_code(bench: Bench) -> None:
-    assert await bench.out("from __future__ import annotations\nimport functools\n@functools.lru_cache\ndef f(n: Missing): return n\nf(4)") == "4\n"
+    assert (
+        await bench.out("from __future__ import annotations\nimport functools\n@functools.lru_cache\ndef f(n: Missing): return n\nf(4)")
+        == "4\n"
+    )
 
 
 @case()

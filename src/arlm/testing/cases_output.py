@@ -1,5 +1,7 @@
 """Cases about what a cell prints: order, lateness, size, streams that a cell breaks."""
 
+# ruff: noqa: D103 - the name of a case is its claim
+
 from __future__ import annotations
 
 import resource
@@ -25,7 +27,9 @@ async def python_and_descriptor_output_stand_in_order(bench: Bench) -> None:
 
 @case()
 async def output_of_subprocesses_stands_in_order(bench: Bench) -> None:
-    code = "import os, subprocess\nprint('a')\nos.system('echo b; echo c >&2')\nprint('d')\nsubprocess.run(['sh', '-c', 'echo e'])\nprint('f')"
+    code = (
+        "import os, subprocess\nprint('a')\nos.system('echo b; echo c >&2')\nprint('d')\nsubprocess.run(['sh', '-c', 'echo e'])\nprint('f')"
+    )
     assert await bench.out(code) == "a\nb\nc\nd\ne\nf\n"
 
 
@@ -114,7 +118,12 @@ async def output_arrives_while_the_cell_runs(bench: Bench) -> None:
 
 @case()
 async def a_stream_that_the_cell_replaced_is_restored(bench: Bench) -> None:
-    assert await bench.out("import io, sys\nsys.stdout = io.StringIO()\nsys.stderr = io.StringIO()\nsys.stdin = None\nprint('into the buffer')") == ""
+    assert (
+        await bench.out(
+            "import io, sys\nsys.stdout = io.StringIO()\nsys.stderr = io.StringIO()\nsys.stdin = None\nprint('into the buffer')"
+        )
+        == ""
+    )
     assert await bench.out("print('seen'); print('this too', file=sys.stderr); sys.stdin.read()") == "seen\nthis too\n''\n"
 
 
@@ -132,7 +141,9 @@ async def descriptors_that_the_cell_closed_are_restored(bench: Bench) -> None:
 
 @case()
 async def descriptors_that_the_cell_redirected_are_restored(bench: Bench) -> None:
-    await bench.out("import os\nnull = os.open(os.devnull, os.O_WRONLY)\nos.dup2(null, 1); os.dup2(null, 2)\nos.system('echo unseen')\nNone")
+    await bench.out(
+        "import os\nnull = os.open(os.devnull, os.O_WRONLY)\nos.dup2(null, 1); os.dup2(null, 2)\nos.system('echo unseen')\nNone"
+    )
     assert await bench.out("print('seen'); os.system('echo this too')\nNone") == "seen\nthis too\n"
 
 
@@ -146,14 +157,21 @@ async def an_error_is_reported_though_the_streams_are_gone(bench: Bench) -> None
 
 @case()
 async def a_stream_that_raises_does_not_end_the_session(bench: Bench) -> None:
-    code = "import sys\nclass Bad:\n    closed = False\n    def write(self, text): raise LookupError('no')\n    def flush(self): raise LookupError('no')\nsys.stdout = Bad()"
+    code = (
+        "import sys\nclass Bad:\n    closed = False\n"
+        "    def write(self, text): raise LookupError('no')\n"
+        "    def flush(self): raise LookupError('no')\nsys.stdout = Bad()"
+    )
     await bench.cell(code)
     assert await bench.out("print('seen')") == "seen\n"
 
 
 @case()
 async def redirect_stdout_catches_what_is_printed_in_it(bench: Bench) -> None:
-    code = "import contextlib, io\nbuffer = io.StringIO()\nwith contextlib.redirect_stdout(buffer): print('caught')\nprint(buffer.getvalue().upper())"
+    code = (
+        "import contextlib, io\nbuffer = io.StringIO()\n"
+        "with contextlib.redirect_stdout(buffer): print('caught')\nprint(buffer.getvalue().upper())"
+    )
     assert await bench.out(code) == "CAUGHT\n\n"
 
 

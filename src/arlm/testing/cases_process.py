@@ -1,5 +1,7 @@
 """Cases about the process around the cells: its surroundings, its limits, forks, what outlives a cell."""
 
+# ruff: noqa: D103 - the name of a case is its claim
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -58,7 +60,10 @@ async def the_command_line_and_stdin_hold_nothing(bench: Bench) -> None:
 
 @case()
 async def the_working_directory_is_private_and_writable(bench: Bench) -> None:
-    code = "import os, tempfile\nopen('mine', 'w').write('x')\nos.listdir(), os.stat('.').st_mode & 0o077, tempfile.gettempdir() == os.getcwd() == os.environ['HOME']"
+    code = (
+        "import os, tempfile\nopen('mine', 'w').write('x')\n"
+        "os.listdir(), os.stat('.').st_mode & 0o077, tempfile.gettempdir() == os.getcwd() == os.environ['HOME']"
+    )
     assert await bench.out(code) == "(['mine'], 0, True)\n"
 
 
@@ -82,7 +87,10 @@ async def the_memory_limit_leaves_what_it_promises(bench: Bench) -> None:
 
 @case()
 async def a_process_that_forks_in_a_cell_goes_on_alone(bench: Bench) -> None:
-    assert await bench.out("import os\npid = os.fork()\nif pid == 0: print('child')\nelse: os.waitpid(pid, 0); print('parent')") == "child\nparent\n"
+    assert (
+        await bench.out("import os\npid = os.fork()\nif pid == 0: print('child')\nelse: os.waitpid(pid, 0); print('parent')")
+        == "child\nparent\n"
+    )
     assert await bench.out("pid > 0, llm_query('goes on')") == "(True, 'goes on')\n"
 
 
@@ -96,7 +104,11 @@ async def a_forked_child_that_raises_or_exits_ends_alone(bench: Bench) -> None:
 
 @case()
 async def multiprocessing_works(bench: Bench) -> None:
-    code = "import multiprocessing\ncontext_ = multiprocessing.get_context('fork')\ndef square(n): return n * n\nwith context_.Pool(2) as pool: print(pool.map(square, range(4)))"
+    code = (
+        "import multiprocessing\ncontext_ = multiprocessing.get_context('fork')\n"
+        "def square(n): return n * n\n"
+        "with context_.Pool(2) as pool: print(pool.map(square, range(4)))"
+    )
     assert await bench.out(code) == "[0, 1, 4, 9]\n"
 
 
@@ -119,7 +131,11 @@ async def a_process_that_detached_itself_dies_with_its_worker(bench: Bench) -> N
 
 @case()
 async def a_process_that_forks_without_end_dies_with_the_repl(bench: Bench) -> None:
-    code = "import os, time\nif os.fork() == 0:\n    for _ in range(50):\n        if os.fork() == 0: os.setsid()\n        else: time.sleep(600)\n    time.sleep(600)\nos.getpid()"
+    code = (
+        "import os, time\nif os.fork() == 0:\n    for _ in range(50):\n"
+        "        if os.fork() == 0: os.setsid()\n        else: time.sleep(600)\n"
+        "    time.sleep(600)\nos.getpid()"
+    )
     pid = int(await bench.out(code))
     await bench.repl.close()
     await bench.gone(pid)

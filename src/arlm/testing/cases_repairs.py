@@ -1,5 +1,7 @@
 """Cases about a worker that ends in a cell: what is kept, what is said to be lost, how the session goes on."""
 
+# ruff: noqa: D103 - the name of a case is its claim
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -44,7 +46,9 @@ async def output_before_os_exit_is_kept(bench: Bench) -> None:
 
 @case()
 async def os_exit_in_a_thread_and_from_an_import_ends_the_worker(bench: Bench) -> None:
-    result = await bench.cell("import threading\nfrom os import _exit\nprint('before')\nthreading.Thread(target=_exit, args=[5]).start()\nwhile True: pass")
+    result = await bench.cell(
+        "import threading\nfrom os import _exit\nprint('before')\nthreading.Thread(target=_exit, args=[5]).start()\nwhile True: pass"
+    )
     assert (result.stopped, result.output) == ("exited", "before\n")
     assert "status 5" in (result.error or "")
     assert await bench.out("'goes on'") == "'goes on'\n"
@@ -58,7 +62,9 @@ async def a_segmentation_fault_ends_only_the_worker(bench: Bench) -> None:
 @case()
 async def output_before_a_segmentation_fault_is_kept(bench: Bench) -> None:
     for pause in (0, 0.001, 0.01, 0.03, 0.07):
-        result = await bench.cell(f"import ctypes, time\nprint('first')\ntime.sleep({pause})\nprint('second')\ntime.sleep({pause})\nctypes.string_at(0)")
+        result = await bench.cell(
+            f"import ctypes, time\nprint('first')\ntime.sleep({pause})\nprint('second')\ntime.sleep({pause})\nctypes.string_at(0)"
+        )
         assert result.stopped == "exited"
         assert result.output == "first\nsecond\n", (pause, result.output)
 
@@ -85,7 +91,7 @@ for number in range(3, 64):
     except OSError: pass
 while True: pass
 """
-    await _ends(bench, code)
+    await _ends(bench, code, "longer than")
 
 
 @case()

@@ -1,5 +1,7 @@
 """Cases about stopping a cell: interrupt, grace, kill, and what the clock counts."""
 
+# ruff: noqa: D103 - the name of a case is its claim
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -51,13 +53,21 @@ async def a_busy_loop_after_an_await_is_stopped(bench: Bench) -> None:
 
 @case(cell_timeout=SHORT)
 async def a_busy_loop_in_a_task_is_stopped(bench: Bench) -> None:
-    await _stopped_by_interrupt(bench, "import asyncio\nasync def spin():\n    await asyncio.sleep(0)\n    while True: pass\nawait asyncio.gather(spin(), asyncio.sleep(600))")
+    await _stopped_by_interrupt(
+        bench,
+        (
+            "import asyncio\nasync def spin():\n    await asyncio.sleep(0)\n    while True: pass\n"
+            "await asyncio.gather(spin(), asyncio.sleep(600))"
+        ),
+    )
     assert await bench.out("await asyncio.sleep(0, 'the loop lives')") == "'the loop lives'\n"
 
 
 @case(cell_timeout=SHORT)
 async def a_busy_loop_inside_asyncio_run_is_stopped(bench: Bench) -> None:
-    await _stopped_by_interrupt(bench, "import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    while True: pass\nasyncio.run(main())")
+    await _stopped_by_interrupt(
+        bench, "import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    while True: pass\nasyncio.run(main())"
+    )
     assert await bench.out("asyncio.run(asyncio.sleep(0, 'runs again'))") == "'runs again'\n"
 
 
@@ -147,7 +157,11 @@ async def a_killed_cell_keeps_what_it_printed(bench: Bench) -> None:
 
 @case(cell_timeout=SHORT)
 async def processes_of_a_killed_cell_are_dead(bench: Bench) -> None:
-    code = "import subprocess, itertools\nchild = subprocess.Popen(['sleep', '600'], start_new_session=True)\nprint(child.pid, flush=True)\nsum(itertools.repeat(0))"
+    code = (
+        "import subprocess, itertools\n"
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "print(child.pid, flush=True)\nsum(itertools.repeat(0))"
+    )
     result = await bench.cell(code)
     assert result.stopped == "timeout"
     await bench.gone(int(result.output.split()[0]))
@@ -177,7 +191,7 @@ async def computing_beside_a_call_that_hangs_is_stopped_and_the_call_cancelled(b
     result = await bench.cell("import threading\nthreading.Thread(target=llm_query, args=['hang'], daemon=True).start()\nwhile True: pass")
     assert result.stopped == "timeout"
     await bench.script.until(lambda: bench.script.cancelled == ["hang"])
-    assert await bench.out("llm_query('goes on')") == "'goes on'\n"
+    assert (await bench.out("llm_query('goes on')")).endswith("'goes on'\n")  # the thread's error may stand before it
 
 
 @case()

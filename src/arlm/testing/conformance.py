@@ -2,10 +2,10 @@
 
 An environment of your own is held to it by one test:
 
-    import pytest
+    pytest.register_assert_rewrite("arlm.testing")  # in conftest.py, before arlm.testing is imported: failures that show values
+
     from arlm.testing import conformance
 
-    pytest.register_assert_rewrite(*conformance.MODULES)     # in conftest.py, before this module is imported: readable failures
     SUBJECTS = [conformance.Subject(name="mine", environment=MyREPL, unmet={"a_claim": "why it cannot hold there"})]
 
     @pytest.mark.parametrize("case", conformance.CASES, ids=str)
@@ -29,13 +29,10 @@ from .case import Case, Cases
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CASES", "FUNCTIONS", "MODULES", "Bench", "Case", "Script", "Subject", "alive_here", "check", "open_bench", "unmet"]
+__all__ = ["CASES", "FUNCTIONS", "Bench", "Case", "Script", "Subject", "alive_here", "check", "open_bench", "unmet"]
 
 _PACKAGE = __name__.rpartition(".")[0]
-_CASE_MODULES = tuple(
-    f"{_PACKAGE}.cases_{part}" for part in ("code", "output", "answer", "calls", "values", "process", "stops", "repairs")
-)
-MODULES = (f"{_PACKAGE}.bench", *_CASE_MODULES)
+_CASE_MODULES = tuple(f"{_PACKAGE}.cases_{part}" for part in ("code", "output", "answer", "calls", "values", "process", "stops", "repairs"))
 
 
 def _all_cases() -> Iterator[Case]:
