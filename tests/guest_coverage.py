@@ -7,6 +7,7 @@ start-up hook of coverage has already begun to measure, because the one variable
 import os
 import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
 import coverage
@@ -22,6 +23,7 @@ def measure() -> None:
         plain = forkserver.command
         forkserver.KEPT_VARIABLES += (VARIABLE,)
         forkserver.command = process.command = lambda: [*(command := plain())[:-1], __file__, command[-1]]
+        process.WRITE_ALSO.append(str(Path(__file__).parents[1]))  # where confined workers put what they measured
 
 
 def save() -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from .. import __version__
 from ..clients.openai_rows import ROWS
+from ..guest.confine import grade
 from ..plugins import CLIENTS, ENVIRONMENTS, load
 from ..types import JSON
 from .exits import Code
@@ -95,8 +96,17 @@ async def _sandbox() -> list[Finding]:
         status: Status = "ok" if outcome.worked else "failed"
         found.append(Finding(area=area, name=name, status=status, text=outcome.text, facts=outcome.facts))
     found += [Finding(area=area, name=name, status="info", text=text, facts={"value": value}) for name, text, value in kernel_facts()]
-    note = "not built yet: code runs as your user and can read your files; use inputs and models that you trust"
-    return [*found, Finding(area=area, name="confinement", status="missing", text=note, facts={"confined": False})]
+    return [*found, _confinement(area)]
+
+
+def _confinement(area: str) -> Finding:
+    parts = grade()
+    left = [name for name, there in parts.items() if not there]
+    if not left:
+        text = f"{', '.join(parts)}: closed to cells, as docs/security.md says"
+    else:
+        text = f"this system leaves open: {', '.join(left)}; use inputs and models that you trust (docs/security.md)"
+    return Finding(area=area, name="confinement", status="missing" if left else "ok", text=text, facts={"parts": dict(parts)})
 
 
 def _models() -> Iterator[Finding]:

@@ -62,7 +62,13 @@ FORBIDDEN: Dict[str, Tuple[int, int]] = {
     "adjtimex": (159, 171), "clock_adjtime": (305, 266), "sethostname": (170, 161), "setdomainname": (171, 162), "syslog": (103, 116),
     "quotactl": (179, 60), "fanotify_init": (300, 262), "lookup_dcookie": (212, 18), "personality": (135, 92), "vhangup": (153, 58),
 }  # fmt: skip
-SOCKET, CONNECT, SENDTO = (41, 198), (42, 203), (44, 206)
+# Calls that may act on the caller and on no other process: their numbers, and which argument names the process (0: the caller).
+ON_ONESELF: Dict[str, Tuple[Tuple[int, int], int]] = {
+    "prlimit64": ((302, 261), 0), "sched_setaffinity": ((203, 122), 0), "sched_setscheduler": ((144, 119), 0),
+    "sched_setparam": ((142, 118), 0), "sched_setattr": ((314, 274), 0), "setpriority": ((141, 140), 1), "ioprio_set": ((251, 30), 1),
+    "migrate_pages": ((256, 238), 0), "move_pages": ((279, 239), 0),
+}  # fmt: skip
+SOCKET, CONNECT = (41, 198), (42, 203)
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 X32_BIT = 0x40000000
 
@@ -234,6 +240,14 @@ def _seccomp(network: bool) -> None:
         rules += [(0x45, 0, 1, X32_BIT), _answer(0x00050000 | errno.ENOSYS)]  # BPF_JSET: the x32 numbers
     for number in denied:
         rules += [_jump(number, 0, 1), _answer(0x00050000 | errno.EPERM)]
+    for numbers, argument in ON_ONESELF.values():
+        rules += [
+            _jump(numbers[at], 0, 4),
+            _load(16 + 8 * argument),
+            _jump(0, 1, 0),
+            _answer(0x00050000 | errno.EPERM),
+            _load(0),
+        ]
     if not network:
         rules += [
             _jump(SOCKET[at], 0, 6),

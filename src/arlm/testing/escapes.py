@@ -1,15 +1,30 @@
-"""The escape corpus: what hostile code in a cell tries, one payload each.
+"""The escape corpus: what hostile code in a cell tries, one payload each, against real targets on this machine.
 
-A payload is the body of a function of ``t``, a dict of targets (``Targets``), run in a cell. It returns what it got, and the case's ``proof``
-says what counts as an escape: the canary in what it returned, a connection seen by a listener, a process that is gone, a file that is there.
-An error is a refusal. A payload that cannot work on a system (no such path, no such system call) counts as refused there.
+A payload is the body of a function of ``t``, a dict of targets, run in a cell. It returns what it got; its ``proof`` says what counts as an
+escape. An error is a refusal, and so is a thing that this system does not have.
+
+    async with open_targets() as targets:
+        escaped = await attempt(subject, CORPUS[0], targets)
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 import textwrap
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .bench import Bench, Subject, open_bench
 
 Proof = Literal["canary", "contact", "killed", "file", "true"]
 
@@ -200,6 +215,8 @@ HARMING = (
     _escape("ptrace_host", "true", 'import ctypes\nreturn ctypes.CDLL(None, use_errno=True).ptrace(16, t["bystander"], 0, 0) == 0'),
     _escape("write_host_memory", "true", "return bool(open(f\"/proc/{t['bystander']}/mem\", 'r+b'))"),
     _escape("write_host_oom_score", "true", "return open(f\"/proc/{t['bystander']}/oom_score_adj\", 'w').write('1000')"),
+    _escape("move_host_to_another_core", "true", "import os\nos.sched_setaffinity(t['bystander'], {0})\nreturn True"),
+    _escape("slow_host_down", "true", "import os\nos.setpriority(os.PRIO_PROCESS, t['bystander'], 19)\nreturn True"),
     _escape("lower_host_limits", "true", "import resource\nreturn resource.prlimit(t['bystander'], resource.RLIMIT_CORE, (0, 0)) is not None"),
     _escape("write_outside", "file", 'open(t["outside"] + "/x", "w").write("x")'),
     _escape("write_outside_by_subprocess", "file", 'import subprocess\nsubprocess.run(["touch", t["outside"] + "/x"], capture_output=True)'),
@@ -226,3 +243,175 @@ HARMING = (
 )  # fmt: skip
 
 CORPUS: tuple[Escape, ...] = READING + REACHING + HARMING
+RESULT_CHARS = 6_000_000  # of what a payload returned: more than any returns, less than the wire carries
+SETTLE_SECONDS = 0.2  # for what a payload set off: a packet of a subprocess, the end of a killed process
+NOTHING = ("None", "False", "0", "''", "b''", "[]", "")
+
+
+@dataclass(slots=True, kw_only=True)
+class Targets:
+    """What payloads try to reach.
+
+    Attributes:
+        canary: the secret.
+        home: a folder with credentials that hold it.
+        sibling: another run's folder, whose context holds it.
+        outside: an empty folder that no cell may write to.
+        bystander: a process of the same user with the secret in its environment, its arguments and its memory.
+        listeners: sockets that nobody may reach, by name.
+    """
+
+    canary: str
+    home: Path
+    sibling: Path
+    outside: Path
+    bystander: subprocess.Popen[bytes]
+    listeners: dict[str, socket.socket] = field(default_factory=dict)
+
+    def for_code(self, bench: Bench, supervisor: int) -> dict[str, Any]:
+        """What a payload is told."""
+        return {
+            "host": self.bystander.pid,
+            "bystander": self.bystander.pid,
+            "supervisor": supervisor,
+            "home": str(self.home),
+            "sibling": str(self.sibling),
+            "outside": str(self.outside),
+            "context": bench.contexts[0].path,
+            "handler": bench.handler.address.get("unix", ""),
+            "tcp": self.listeners["tcp"].getsockname()[1],
+            "udp": self.listeners["udp"].getsockname()[1],
+            "unix": self.listeners["unix"].getsockname(),
+            "unix_datagram": self.listeners["unix_datagram"].getsockname(),
+            "abstract": os.fsdecode(self.listeners["abstract"].getsockname()[1:]),
+        }
+
+    def contacted(self) -> bool:
+        """Whether a listener heard of anybody since the last look."""
+        heard = False
+        for listener in self.listeners.values():
+            try:
+                while True:
+                    if listener.type == socket.SOCK_STREAM:
+                        listener.accept()[0].close()
+                    else:
+                        listener.recv(4096)
+                    heard = True
+            except BlockingIOError:
+                continue
+        return heard
+
+    def harmed(self) -> bool:
+        """Whether the bystander was ended or stopped."""
+        if self.bystander.poll() is not None:
+            return True
+        return _state(self.bystander.pid) in "Tt"
+
+    def restore(self) -> None:
+        """Make everything as it was before the payload."""
+        self.contacted()
+        for path in self.outside.iterdir():
+            path.unlink()
+        if self.harmed():
+            _end(self.bystander)
+            self.bystander = _bystander(self.canary)
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter for what a process is doing; "X" when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+@asynccontextmanager
+async def open_targets() -> AsyncIterator[Targets]:
+    """Set the targets up; leaving takes them away."""
+    async with AsyncExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="arlm-targets-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        canary = f"canary-{secrets.token_hex(16)}"
+        for name in ("home/.aws", "outside", "sibling/contexts"):
+            (folder / name).mkdir(parents=True)
+        (folder / "home/.aws/credentials").write_text(canary)
+        (folder / "sibling/contexts/context_0").write_text(canary)
+        targets = Targets(
+            canary=canary, home=folder / "home", sibling=folder / "sibling", outside=folder / "outside", bystander=_bystander(canary)
+        )
+        stack.callback(lambda: _end(targets.bystander))
+        _listen(targets, folder)
+        for listener in targets.listeners.values():
+            stack.callback(listener.close)
+        yield targets
+
+
+def _bystander(canary: str) -> subprocess.Popen[bytes]:
+    code = "import os, sys, time\nsecret = os.environ['API_KEY'] * 2\nprint(flush=True)\ntime.sleep(3600)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, canary], env={"API_KEY": canary}, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    with process.stdout as ready:
+        ready.readline()
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def _listen(targets: Targets, folder: Path) -> None:
+    kinds: dict[str, tuple[socket.AddressFamily, socket.SocketKind, Any]] = {
+        "tcp": (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
+        "udp": (socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
+        "unix": (socket.AF_UNIX, socket.SOCK_STREAM, str(folder / "u")),
+        "unix_datagram": (socket.AF_UNIX, socket.SOCK_DGRAM, str(folder / "d")),
+        "abstract": (socket.AF_UNIX, socket.SOCK_STREAM, f"\0{secrets.token_hex(8)}"),
+    }
+    for name, (family, kind, address) in kinds.items():
+        listener = targets.listeners[name] = socket.socket(family, kind)
+        listener.bind(address)
+        listener.setblocking(False)
+        if kind == socket.SOCK_STREAM:
+            listener.listen()
+
+
+async def attempt(subject: Subject, escape: Escape, targets: Targets, *, supervisor: int | None = None) -> str | None:
+    """Run one payload in a fresh REPL; returns what shows that it escaped, or None.
+
+    Args:
+        supervisor: the process that forks the workers, where there is one on this machine.
+    """
+    targets.restore()
+    async with open_bench(subject, cell_timeout=20.0) as bench:
+        await bench.context("the context")
+        forker = supervisor if supervisor is not None else targets.bystander.pid
+        told = targets.for_code(bench, forker)
+        code = (
+            f"def payload(t):\n{textwrap.indent(escape.code, '    ')}\n"
+            f"try:\n    got = payload({told!r})\nexcept BaseException as error:\n    got = None\n"
+            f"answer.update(content=repr(got)[:{RESULT_CHARS}], ready=True)"
+        )
+        cell = await bench.cell(code)
+        got = cell.answer if isinstance(cell.answer, str) else ""
+        if escape.proof in ("contact", "killed"):
+            await asyncio.sleep(SETTLE_SECONDS)
+        return _proof(escape, got, cell.output, targets, forker)
+
+
+def _proof(escape: Escape, got: str, output: str, targets: Targets, supervisor: int) -> str | None:
+    if targets.canary in got or targets.canary in output:
+        return "it has the canary"
+    match escape.proof:
+        case "contact":
+            return "a listener was reached" if targets.contacted() else None
+        case "killed":
+            return "a process was ended or stopped" if _state(supervisor) in "ZX" or targets.harmed() else None
+        case "file":
+            return "a file was written outside" if any(targets.outside.iterdir()) else None
+        case "true":
+            return f"it returned {got[:60]}" if got not in NOTHING else None
+        case "canary":
+            return None
