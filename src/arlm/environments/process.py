@@ -17,7 +17,6 @@ from ..context import FOLDER, ContextFile
 from ..errors import ConfigError, SandboxError
 from ..guest.confine import grade
 from ..lifetimes import finish
-from ..server.connection import Connection
 from ..server.handler import LMHandler, Ticket
 from .base import Environment, Place, Worker
 from .forkserver import STOP_SECONDS, Control, LocalWorker, clean_environment, command, current
@@ -101,15 +100,24 @@ class _ProcessPlace(Place):
             "address": {"relay": True} if self._relay else self._handler.address,
             "memory_limit": memory_limit,
         }
-        relay: Connection | None = self._handler.connection() if self._relay else None
-        control = self._control
-        if not self._relay and (control.peer is None or control.peer.lost is not None):
-            control = self._control = await current()  # the fork server died; the next worker gets a new one
+        try:
+            return await self._spawn(args)
+        except SandboxError:
+            if self._relay or not self._is_lost():
+                raise
+        return await self._spawn(args)  # the fork server had died and nobody knew yet; a new one takes over
+
+    async def _spawn(self, args: dict[str, Any]) -> LocalWorker:
+        if not self._relay and self._is_lost():
+            self._control = await current()
             self._tell_scratch()
-        worker = control.worker(relay)
+        worker = self._control.worker(self._handler.connection() if self._relay else None)
         self._workers = [*(known for known in self._workers if not known.exited.done()), worker]
-        await control.spawn(worker, args)
+        await self._control.spawn(worker, args)
         return worker
+
+    def _is_lost(self) -> bool:
+        return self._control.peer is None or self._control.peer.lost is not None
 
     def _tell_scratch(self) -> None:
         if self._control.peer is not None:

@@ -85,12 +85,18 @@ class LMHandler:
         if self._transport == "unix" and not fits:
             raise SandboxError(f"a Unix socket needs a folder with a path below {UNIX_PATH_BYTES} bytes, not {path}; use transport='tcp'")
         if path is not None and fits and self._transport != "tcp":
-            self._server = await loop.create_unix_server(self.connection, str(path), backlog=BACKLOG)
+            server = await loop.create_unix_server(self.connection, str(path), backlog=BACKLOG, start_serving=False)
             path.chmod(0o600)
             self.address = {"unix": str(path)}
         else:
-            self._server = await loop.create_server(self.connection, "127.0.0.1", 0, backlog=BACKLOG)
-            self.address = {"tcp": list(self._server.sockets[0].getsockname()[:2])}
+            server = await loop.create_server(self.connection, "127.0.0.1", 0, backlog=BACKLOG, start_serving=False)
+            self.address = {"tcp": list(server.sockets[0].getsockname()[:2])}
+        try:
+            await server.start_serving()  # a step of its own: cancelled inside create_server, a serving socket would be lost
+        except BaseException:
+            server.close()
+            raise
+        self._server = server
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
