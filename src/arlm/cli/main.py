@@ -7,7 +7,6 @@ import sys
 
 from .._version import __version__
 
-
 COLLECT_AT = (50_000, 20, 20)  # a fan-out keeps thousands of objects alive for seconds: a fifth of its CPU went into looking for garbage
 
 

@@ -10,7 +10,7 @@ Act = Callable[["asyncio.Task[Any]"], object]
 
 
 async def count_steps(work: Callable[[], Awaitable[object]]) -> int:
-    """How many steps the tasks of ``work()`` take, its own included; a step goes from one await to the next. Raises what the work raises."""
+    """How many steps the tasks of ``work()`` take, its own included; a step goes from one await to the next. Raises what it raises."""
     walk = _Walk({})
     error = await walk.run(work)
     if error is not None:
