@@ -2,14 +2,7 @@
 
 import pytest
 
-from arlm.environments import repl
 from arlm.testing import conformance
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repl, "GRACE_SECONDS", 0.3)
-    monkeypatch.setattr(repl, "LIMIT_SECONDS", 0.3)
 
 
 def parameters() -> list:

@@ -97,7 +97,9 @@ while True: pass
 @case()
 async def a_worker_that_dies_between_cells_is_replaced(bench: Bench) -> None:
     await bench.context("the text")
-    await bench.out("import os, threading\nthreading.Timer(0.02, os._exit, [0]).start()")
+    end = "def end():\n    llm_query('hold')\n    os._exit(0)"
+    await bench.out(f"import os, threading\n{end}\nthreading.Thread(target=end, daemon=True).start()")
+    bench.script.release.set()
     for _ in range(100):
         result = await bench.cell("import time\ntime.sleep(0.02)\ncontext")
         if result.stopped is None and "threading" not in result.variables:
