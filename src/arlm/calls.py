@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,8 +14,9 @@ from .clients.estimate import Estimator
 from .clients.resolve import ModelSpec, default_model, resolve_model
 from .clients.retry import RetryPolicy, with_retries
 from .clients.tally import Tally
-from .errors import ConfigError, ConnectionFailed, ProviderError
+from .errors import ConfigError, ConnectionFailed, LimitError, ProviderError
 from .ledger import Ledger, Need, Reservation
+from .lifetimes import cancelled_from_outside
 from .options import unknown
 from .types import JSON, Completion, Message, TokenUsage
 
@@ -132,7 +134,7 @@ class Caller:
             reservation = await self.ledger.reserve(need)
             with self.tally.call(lm.name) as call:
                 try:
-                    completion = _priced(await lm.acompletion(messages, sampling=sampling or None))
+                    completion = _priced(await _asked(lm, messages, sampling))
                 except BaseException as error:
                     _settle_failure(reservation, error)
                     raise
@@ -163,6 +165,20 @@ class Caller:
 
     def _estimator(self, lm: BaseLM) -> Estimator:
         return self._estimators.setdefault(lm.name, Estimator())
+
+
+async def _asked(lm: BaseLM, messages: list[Message], sampling: Sampling) -> Completion | str:
+    """The model's own call. What it raises of ours about itself is a failed call here: its limits and its cancels are not this run's."""
+    try:
+        return await lm.acompletion(messages, sampling=sampling or None)
+    except LimitError as error:  # a recursive model, whose run has limits of its own
+        total = None if error.partial is None else error.partial.usage.total
+        usage = None if total is None else TokenUsage(**{name: getattr(total, name) for name in TokenUsage.__dataclass_fields__})
+        raise ProviderError(f"{lm.name}: {error}", provider=lm.provider, usage=usage) from error
+    except asyncio.CancelledError as error:
+        if cancelled_from_outside():
+            raise
+        raise ProviderError(f"{lm.name} cancelled its own call", provider=lm.provider) from error
 
 
 def _cost(lm: BaseLM, sent: int, bound: int) -> float:

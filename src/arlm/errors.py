@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from .types import Result, TokenUsage
 
 
+def describe(error: BaseException) -> str:
+    """``"TypeError: what it says"``, also of an exception whose own text cannot be made."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__} (its text could not be made)"
+
+
 class ArlmError(Exception):
     """The root of every error that arlm raises on purpose."""
 

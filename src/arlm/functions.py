@@ -106,6 +106,9 @@ class ReplFunction:
     def check(self, args: dict[str, Any]) -> None:
         """Refuse arguments of the wrong type: they come from code that may send anything. Raises CallError."""
         annotations = self.answer.__annotations__
+        names = {param[0] for param in self.params()}
+        if args.keys() - names or {param[0] for param in self.params() if len(param) == 1} - args.keys():
+            raise CallError("TypeError", f"{self.name}() takes {', '.join(sorted(names))}")
         for name, *_ in self.params():
             value, wanted = args.get(name), str(annotations[name])
             fits = {
@@ -115,8 +118,6 @@ class ReplFunction:
             }[wanted]
             if not fits:
                 raise CallError("TypeError", f"{self.name}(): {name} must be {wanted}, not {type(value).__name__}")
-        if len(args) != len(self.params()):
-            raise CallError("TypeError", f"{self.name}() takes {', '.join(param[0] for param in self.params())}")
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import shutil
+import itertools
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,12 +17,16 @@ from .context import FOLDER, write_context
 from .environments.base import Environment, Place
 from .environments.repl import REPL, Loaded
 from .errors import ConfigError
+from .guest.files import remove_tree
+from .guest.wire import dumps
 from .lifetimes import finish
 from .options import RunOptions, unknown
 from .plugins import ENVIRONMENTS, resolve
 from .server.handler import LMHandler
 from .tools import Tools
 from .types import JSON
+
+KEPT_CHARS = 1_000_000  # of a question and of its answer in `history`
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,8 +35,7 @@ class Home:
 
     Attributes:
         environment: the environment's name.
-        contexts: how many contexts were loaded; the newest is also ``context``.
-        description: what ``context`` is now.
+        contexts: how many contexts were given; the newest is also ``context``.
         cells: how many cells were run.
         history: earlier questions and answers, oldest first.
         tools, values: the user's own functions and values, and what each value is.
@@ -43,11 +46,18 @@ class Home:
     place: Place
     repl: REPL
     contexts: int = 0
-    description: str = ""
     cells: int = 0
     history: list[dict[str, JSON]] = field(default_factory=list)
     tools: Tools = field(default_factory=Tools)
     values: dict[str, str] = field(default_factory=dict)
+    _descriptions: dict[str, str] = field(default_factory=dict)
+    _files: itertools.count[int] = field(default_factory=itertools.count)
+
+    @property
+    def description(self) -> str:
+        """What ``context`` is now; empty when there is none."""
+        names = [loaded.name for loaded in self.repl.contexts if "context" in loaded.aliases]
+        return self._descriptions[names[-1]] if names else ""
 
     async def add_values(self) -> None:
         """Put the tools that are values in place. Raises ConfigError, SandboxError."""
@@ -58,11 +68,17 @@ class Home:
 
     async def add_context(self, value: Any) -> None:
         """Put a context in place as ``context_N`` and ``context``. Raises ConfigError, SandboxError."""
+        # A new file each time: the thread that wrote for a cancelled question may still be at it.
+        file = await write_context(value, self.scratch / FOLDER / f"context.{next(self._files)}")
         name = f"context_{self.contexts}"
-        file = await write_context(value, self.scratch / FOLDER / name)
+        self._descriptions[name] = file.description
         await self.repl.load(Loaded(name=name, aliases=("context",), path=await self.place.put(file), kind=file.kind))
         self.contexts += 1
-        self.description = file.description
+
+    def remember(self, prompt: str, answer: JSON) -> None:
+        """Add a question and its answer to ``history``."""
+        kept = answer if len(dumps(answer)) <= KEPT_CHARS else f"{str(answer)[:KEPT_CHARS]}… [cut]"
+        self.history.append({"prompt": prompt[:KEPT_CHARS], "answer": kept})
 
 
 @asynccontextmanager
@@ -96,7 +112,7 @@ async def open_home(environment: Environment, options: RunOptions) -> AsyncItera
             finally:
                 await finish(repl.close, what="the REPL")
     finally:
-        await finish(lambda: asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True), what=str(scratch))
+        await finish(lambda: asyncio.to_thread(remove_tree, str(scratch)), what=str(scratch))
 
 
 def find_environment(environment: str | Environment, options: Mapping[str, Any]) -> Environment:

@@ -13,6 +13,12 @@ logger = logging.getLogger("arlm")
 CLEANUP_SECONDS = 10.0  # bound of a clean-up: far above what killing a worker takes, short enough for a person who waits
 
 
+def cancelled_from_outside() -> bool:
+    """Whether somebody asked the running task to stop; a CancelledError without that was raised by the code that was called."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 async def finish(cleanup: Callable[[], Awaitable[object]], *, what: str, seconds: float = CLEANUP_SECONDS) -> None:
     """Run a clean-up to its end, whatever happens to the caller.
 

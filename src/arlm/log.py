@@ -10,8 +10,10 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
+import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +25,8 @@ from .types import JSON
 
 LONG_CHARS = 200  # a longer str is written once by hash; the reference costs about 85 characters
 FLUSH_SECONDS = 0.2  # events are written in batches at most this old
+
+OURS = re.compile(r"\$+value")
 
 logger = logging.getLogger("arlm.log")
 
@@ -49,7 +53,10 @@ async def open_log(folder: str | Path, run_id: str) -> AsyncIterator[Emit]:
 
     async def close() -> None:
         log.stop()
-        await writer
+        try:
+            await writer
+        finally:
+            log.close()  # what is left, also when somebody cancelled the writer
 
     try:
         yield log.take
@@ -63,6 +70,7 @@ class _Log:
         self._waiting: list[AnyEvent] = []
         self._written: set[str] = set()
         self._stopped = asyncio.Event()
+        self._writing = threading.Lock()  # between the writing thread and the last words
 
     def take(self, event: AnyEvent) -> None:
         if not isinstance(event, CellOutput):
@@ -76,10 +84,15 @@ class _Log:
         while not stopped:
             stopped = await self._pause()
             events, self._waiting = self._waiting, []
-            if events and self._file is not None:
-                await asyncio.to_thread(self._write, self._file, events)
-        if self._file is not None:
-            await asyncio.to_thread(self._file.close)
+            await asyncio.to_thread(self._write, events)
+
+    def close(self) -> None:
+        events, self._waiting = self._waiting, []
+        self._write(events)
+        with self._writing:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
     async def _pause(self) -> bool:
         """Wait a little; True when this is the last time."""
@@ -89,17 +102,22 @@ class _Log:
             return False
         return True
 
-    def _write(self, file: TextIO, events: list[AnyEvent]) -> None:
-        try:
-            for event in events:
-                values: list[str] = []
-                line = _dumps(_by_hash(event.to_dict(), self._written, values))
-                file.write("".join(f"{value}\n" for value in values) + line + "\n")
-            file.flush()
-        except OSError as error:
-            self._file = None
-            file.close()
-            logger.error("the log %s ends here: %s", file.name, error)
+    def _write(self, events: list[AnyEvent]) -> None:
+        with self._writing:
+            file = self._file
+            if file is None or not events:
+                return
+            try:
+                for event in events:
+                    values: list[str] = []
+                    line = _dumps(_by_hash(event.to_dict(), self._written, values))
+                    file.write("".join(f"{value}\n" for value in values) + line + "\n")
+                file.flush()
+            except OSError as error:
+                self._file = None
+                logger.error("the log %s ends here: %s", file.name, error)
+                with suppress(OSError):
+                    file.close()
 
 
 def _by_hash(value: JSON, written: set[str], values: list[str]) -> JSON:
@@ -111,11 +129,16 @@ def _by_hash(value: JSON, written: set[str], values: list[str]) -> JSON:
                 values.append(_dumps({"type": "value", "hash": name, "value": value}))
             return {"$value": name}
         case dict():
-            return {key: _by_hash(item, written, values) for key, item in value.items()}
+            return {_escaped(key): _by_hash(item, written, values) for key, item in value.items()}
         case list():
             return [_by_hash(item, written, values) for item in value]
         case _:
             return value
+
+
+def _escaped(key: str) -> str:
+    """A key of somebody's data that looks like ours gets one more ``$``, which reading takes away."""
+    return f"${key}" if OURS.fullmatch(key) else key
 
 
 def _dumps(value: JSON) -> str:
@@ -159,7 +182,7 @@ def _put_back(value: Any, values: dict[str, str]) -> Any:
         case {"$value": name} if len(value) == 1:
             return values[name]
         case dict():
-            return {key: _put_back(item, values) for key, item in value.items()}
+            return {key[1:] if OURS.fullmatch(key) else key: _put_back(item, values) for key, item in value.items()}
         case list():
             return [_put_back(item, values) for item in value]
         case _:

@@ -14,7 +14,7 @@ import anyio
 from .calls import Caller, Models
 from .clients.base import BaseLM
 from .environments.repl import REPL
-from .errors import ArlmError, LimitError
+from .errors import LimitError, describe
 from .events import CellOutput, Emit, LimitReached, MessagesAdded, SubcallEnded, SubcallStarted, ToolCalled
 from .guest import wire
 from .options import RunOptions
@@ -24,6 +24,7 @@ from .tools import call as call_tool
 from .types import JSON, CellResult, Completion, Message, Result, TokenUsage, UsageSummary
 
 ARGUMENT_CHARS = 2_000  # of a tool call's arguments that events show
+MODEL_CHARS = 200  # of a model's name that code gave
 ERROR_CHARS = 1_000  # of an error's text that code gets in place of a reply
 
 
@@ -142,23 +143,22 @@ class Node:
         self.subcalls += 1
         self._cell_calls += 1
         failures = self._cell_failures
+        named = self.models.sub.name if model is None else model[:MODEL_CHARS]
         began = time.monotonic()
         text: str | None = None
         error: str | None = "cancelled"
         usage = TokenUsage()
         try:
+            self.emit(SubcallStarted(run_id=self.run_id, node=self.name, call=number, function=function, model=named, prompt=prompt))
             lm = self.models.pick(model)
-            self.emit(SubcallStarted(run_id=self.run_id, node=self.name, call=number, function=function, model=lm.name, prompt=prompt))
             completion = await self._complete(lm, prompt)
             usage = completion.usage
             text, error = completion.text, _without_text(completion)
         except LimitError as limit:
             error = str(limit)
             self.reach(limit)
-        except ArlmError as failure:
-            error = f"{type(failure).__name__}: {failure}"
         except Exception as failure:  # a model of the user's own may raise anything: that is a failed call
-            error = f"{type(failure).__name__}: {failure}"
+            error = describe(failure)
         finally:
             self.emit(
                 SubcallEnded(
@@ -194,7 +194,7 @@ class Node:
             raise
         finally:
             duration = time.monotonic() - began
-            shown = wire.dumps(args)[:ARGUMENT_CHARS]
+            shown = wire.dumps(_cut(args))[:ARGUMENT_CHARS]
             self.emit(ToolCalled(run_id=self.run_id, node=self.name, name=name, arguments=shown, error=error, duration_s=duration))
         return result
 
@@ -207,6 +207,19 @@ class Node:
         if not self.turns or self.turns[-1]["iteration"] != iteration:
             self.turns.append({"iteration": iteration, "cells": []})
         self.turns[-1]["cells"].append({"code": code, **cell_dict(cell)})
+
+
+def _cut(value: JSON) -> JSON:
+    """A tool's arguments without the bulk of long texts and lists: what an event shows need not be made whole first."""
+    match value:
+        case str():
+            return value[:ARGUMENT_CHARS]
+        case list():
+            return [_cut(item) for item in value[:ARGUMENT_CHARS]] if len(value) < ARGUMENT_CHARS else [f"{len(value):,} items"]
+        case dict():
+            return {name: _cut(item) for name, item in list(value.items())[:ARGUMENT_CHARS]}
+        case _:
+            return value
 
 
 def usage_dict(usage: TokenUsage) -> Mapping[str, JSON]:

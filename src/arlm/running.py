@@ -16,7 +16,7 @@ from . import prompts
 from .answers import answers_of
 from .calls import Caller, Models
 from .clients.base import BaseLM
-from .errors import ConfigError, LimitError, ProviderError, RunTimeout
+from .errors import ArlmError, ConfigError, LimitError, ProviderError, RunTimeout, describe
 from .events import CallRetried, Emit, RunEnded, RunStarted
 from .functions import answer
 from .home import Home, find_environment, open_home
@@ -48,7 +48,8 @@ async def run_once(prompt: str, options: RunOptions, *, listeners: Sequence[Emit
     answers = answers_of(options["output_type"])
     run_id = secrets.token_hex(6)
     async with open_listeners(options, run_id, listeners) as emit:
-        run = _Run(prompt=prompt, options=options, models=models, answers=answers, emit=emit, run_id=run_id)
+        where = home.environment if environment is None and home is not None else "" if environment is None else environment.name
+        run = _Run(prompt=prompt, options=options, models=models, answers=answers, environment=where, emit=emit, run_id=run_id)
         try:
             with anyio.move_on_after(options["timeout"]) as scope:
                 async with AsyncExitStack() as stack:
@@ -72,12 +73,14 @@ class _Run:
     options: RunOptions
     models: Models
     answers: Answers
+    environment: str
     emit: Emit
     run_id: str
     started: float = field(default_factory=time.monotonic)
     caller: Caller = field(init=False)
     deadline: float | None = field(init=False)
     node: Node | None = None
+    announced: bool = False
 
     def __post_init__(self) -> None:
         limits = self.options
@@ -87,6 +90,7 @@ class _Run:
 
     async def solve(self, home: Home, *, stays: bool) -> Result:
         """Load the context, start the REPL behind the first call, run the loop. ``stays``: the home is used again."""
+        await home.repl.begin_run(cell_timeout=self.options["cell_timeout"], on_output=self._show_output, history=home.history)
         opening = await self._open_context(home)
         node = self.node = Node(
             run_id=self.run_id,
@@ -102,11 +106,11 @@ class _Run:
             tools=home.tools,
             tool_threads=anyio.CapacityLimiter(THREADS),
         )
-        self._announce(home)
+        self._announce(home.description)
         tools = home.tools.describe(home.values)
         system = prompts.system_prompt(self.options["system_prompt"], self.options["instructions"], tools)
         open_history(node, system, opening + prompts.form(self.answers.schema))
-        await home.repl.begin_run(cell_timeout=self.options["cell_timeout"], on_output=node.show_output, history=home.history)
+        result: Result | None = None
         try:
             async with _bare_task_group() as task_group:
                 home.repl.serve(task_group, lambda method, args: answer(node, method, args))
@@ -118,8 +122,14 @@ class _Run:
             home.repl.stop_serving()
             if stays:
                 await finish(home.repl.end_cell, what="the run's last cell")
-        home.history.append({"prompt": self.prompt, "answer": result.trajectory()["answer"]})
+        if result is None:
+            raise ArlmError("the run was cancelled from inside: a task of it raised CancelledError")
+        home.remember(self.prompt, result.trajectory()["answer"])
         return result
+
+    def _show_output(self, text: str) -> None:
+        if self.node is not None:
+            self.node.show_output(text)
 
     async def _open_context(self, home: Home) -> str:
         """Put the context in place; returns the first user message. A session's later question without one keeps the one it has."""
@@ -128,33 +138,35 @@ class _Run:
         if given is not None:
             await home.add_context(given)
             return earlier + prompts.question(self.prompt, home.description, alone=False)
-        if home.contexts and len(self.prompt) <= prompts.PROMPT_HEAD_CHARS:
+        if home.description and len(self.prompt) <= prompts.PROMPT_HEAD_CHARS:
             return earlier + prompts.question(self.prompt, home.description, alone=False)
         await home.add_context(self.prompt)
         return earlier + prompts.question(self.prompt, home.description, alone=True)
 
-    def _announce(self, home: Home) -> None:
+    def _announce(self, context: str) -> None:
+        self.announced = True
         self.emit(
             RunStarted(
                 run_id=self.run_id,
                 prompt=self.prompt,
-                context=home.description,
+                context=context,
                 model=self.models.root.name,
                 sub_model=self.models.sub.name,
-                environment=home.environment,
+                environment=self.environment,
                 limits={name: value for name, value in self.options.items() if name in LIMITS and value is not None},
             )
         )
 
     def _retried(self, lm: BaseLM, error: ProviderError, wait: float) -> None:
-        self.emit(CallRetried(run_id=self.run_id, model=lm.name, error=f"{type(error).__name__}: {error}", wait_s=wait))
+        self.emit(CallRetried(run_id=self.run_id, model=lm.name, error=describe(error), wait_s=wait))
 
     def failed(self, error: BaseException) -> None:
         """The run ends with an error; a limit gets the partial result."""
         if isinstance(error, LimitError) and error.partial is None and self.node is not None:
             error.partial = self.node.result(self.node.last_reply, error.limit)
-        cancelled = isinstance(error, asyncio.CancelledError)
-        self._end(None, "cancelled" if cancelled else f"{type(error).__name__}: {error}")
+        if not self.announced:
+            self._announce("none was loaded")
+        self._end(None, "cancelled" if isinstance(error, asyncio.CancelledError) else describe(error))
 
     def ended(self, result: Result) -> None:
         """The run ends with an answer."""

@@ -32,6 +32,7 @@ class Session:
         self._options = options
         self._home = home
         self._busy = False
+        self._closed = False
 
     async def run(self, prompt: str, **options: Unpack[RunOptions]) -> Result:
         """Ask a question. Options and errors as with ``arlm.run``.
@@ -61,6 +62,8 @@ class Session:
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
+        if self._closed:
+            raise ConfigError("this session is over: its block was left")
         if self._busy:
             raise ConfigError("this session is answering a question; wait for it, or open another session (an RLM has any number)")
         self._busy = True
@@ -74,4 +77,8 @@ class Session:
 async def open_session(options: RunOptions) -> AsyncIterator[Session]:
     """Open a session. Raises ConfigError, SandboxError. Leaving it kills its worker and removes its files."""
     async with open_home(find_environment(options["environment"], options["environment_options"]), options) as home:
-        yield Session(options, home)
+        session = Session(options, home)
+        try:
+            yield session
+        finally:
+            session._closed = True

@@ -6,6 +6,7 @@ that takes and returns JSON values. A value travels as a file.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import keyword
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ import anyio.to_thread
 from . import functions
 from .clients.function import is_async_callable
 from .context import check_json
-from .errors import ConfigError
+from .errors import ConfigError, describe
+from .lifetimes import cancelled_from_outside
 from .server.peer import CallError
 from .types import JSON
 
@@ -66,7 +68,7 @@ class Tools:
                 raise ConfigError(f"tools: {name!r} cannot be a name in Python")
             if name in reserved:
                 raise ConfigError(f"tools: {name!r} is a name of the REPL itself; reserved are: {', '.join(sorted(reserved))}")
-            if tool.timeout is not None and not tool.timeout > 0:
+            if tool.timeout is not None and not (isinstance(tool.timeout, (int, float)) and tool.timeout > 0):
                 raise ConfigError(f"tools: the timeout of {name!r} must be above 0 seconds, not {tool.timeout!r}")
             if not callable(tool.tool) and not isinstance(tool.tool, (bytes, str)):
                 check_json(tool.tool, f"tools[{name!r}]")
@@ -131,15 +133,33 @@ async def call(name: str, tool: Tool, args: dict[str, Any], threads: anyio.Capac
             if is_async_callable(tool.tool):
                 result = await tool.tool(*positional, **keywords)
             else:
-                result = await anyio.to_thread.run_sync(lambda: tool.tool(*positional, **keywords), abandon_on_cancel=True, limiter=threads)
+                result = await _in_thread(tool.tool, positional, keywords, threads)
             check_json(result, f"the result of {name}()")
             return result
     except ConfigError as error:
         raise CallError("TypeError", str(error)) from None
-    except (Exception, SystemExit) as error:
-        raise CallError(type(error).__name__, str(error)) from error
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        if isinstance(error, KeyboardInterrupt) or cancelled_from_outside():
+            raise
+        raise CallError("CancelledError", f"{name}() cancelled itself") from error
+    except BaseException as error:  # a tool may raise anything, SystemExit and GeneratorExit too: none of it ends the host
+        kind, _, text = describe(error).partition(": ")
+        raise CallError(kind.partition(" ")[0], text) from error
     assert scope.cancelled_caught
     raise CallError("TimeoutError", f"{name}() gave no result within {tool.timeout:g} s")
+
+
+async def _in_thread(function: Callable[..., Any], args: list[Any], keywords: dict[str, Any], threads: anyio.CapacityLimiter) -> Any:
+    def work() -> tuple[Any, BaseException | None]:
+        try:
+            return function(*args, **keywords), None
+        except BaseException as error:  # carried over as a value: a GeneratorExit or StopIteration cannot pass a future
+            return None, error
+
+    result, error = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=threads)
+    if error is not None:
+        raise error
+    return result
 
 
 def _tool(thing: Any) -> Tool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +24,9 @@ INTERRUPT_SECONDS = 0.1  # interrupts are repeated: one may hit where Python can
 LIMIT_SECONDS = 2.0  # after a limit of the run refused a call, the cell has this long to end by itself
 EXIT_SECONDS = 5.0  # a worker whose connection ended is dead within milliseconds; its death notice is awaited this long
 OUTPUT_CHARS = 20_000  # of one cell's output that the model sees
+LOAD_SECONDS = 120.0  # a context of a gigabyte takes two seconds as text and ten as JSON
+IDLE_SECONDS = 10.0  # for a worker between two questions, which has nothing to do, to take the next one
+ERROR_CHARS = 1_000  # of an error that a cell reports
 MAX_NOTES = 20  # remarks of a cell that are passed on
 
 Stop = Literal["timeout", "limit"]
@@ -136,7 +138,7 @@ class REPL:
         self._cell_timeout = cell_timeout
         self._memory_limit = memory_limit
         self._show = on_output
-        self._contexts: list[Loaded] = []
+        self.contexts: list[Loaded] = []
         self._history: list[dict[str, JSON]] = []
         self._serving: tuple[TaskGroup, Answer] | None = None
         self._worker: Worker | None = None
@@ -170,8 +172,8 @@ class REPL:
             self._worker = await self._place.start_worker(ticket, memory_limit=self._memory_limit)
             peer = await self._connected(ticket, self._worker)
             peer.on_note = self._on_note
-            for context in self._contexts:
-                await self._load(peer, context.args(), context.name)
+            for context in list(self.contexts):
+                await self._load_context(peer, context)
             if self._history:
                 await self._load(peer, {"history": self._history}, "history")
         except BaseException:
@@ -201,9 +203,21 @@ class REPL:
         finally:
             connecting.cancel()
 
+    async def _load_context(self, peer: Peer, context: Loaded) -> None:
+        """Load a context, and forget it if it cannot be: what cannot be loaded now would also stop every later worker."""
+        try:
+            await self._load(peer, context.args(), context.name)
+        except SandboxError:
+            self.contexts.remove(context)
+            raise
+
     async def _load(self, peer: Peer, args: dict[str, JSON], name: str) -> None:
         try:
-            await peer.call("load", args)
+            async with asyncio.timeout(LOAD_SECONDS):
+                await peer.call("load", args)
+        except TimeoutError:
+            peer.break_off(f"{name} was not loaded within {LOAD_SECONDS:g} s")
+            raise SandboxError(f"the worker did not load {name} within {LOAD_SECONDS:g} s") from None
         except CallError as error:
             hint = f"; memory_limit is {self._memory_limit:,} bytes" if error.kind == "MemoryError" and self._memory_limit else ""
             raise SandboxError(f"{name} could not be loaded: {error.kind}: {error}{hint}") from error
@@ -219,9 +233,9 @@ class REPL:
 
     async def load(self, context: Loaded) -> None:
         """Add a context, for this worker and its successors. Raises SandboxError."""
-        self._contexts.append(context)
+        self.contexts.append(context)
         if self._peer is not None and self._peer.lost is None:
-            await self._load(self._peer, context.args(), context.name)
+            await self._load_context(self._peer, context)
 
     async def begin_run(self, *, cell_timeout: float, on_output: Callable[[str], None], history: list[dict[str, JSON]]) -> None:
         """A run begins, with a fresh ``answer`` in the namespace.
@@ -232,9 +246,15 @@ class REPL:
             history: what ``history`` lists.
         """
         self._cell_timeout, self._show, self._history = cell_timeout, on_output, history
-        if self._peer is not None and self._peer.lost is None:
-            with suppress(PeerLost):  # the next cell finds out, and says what was lost
-                await self._peer.call("load", {"history": history})
+        peer, worker = self._peer, self._worker
+        if peer is None or worker is None or peer.lost is not None:
+            return
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                await peer.call("load", {"history": history})
+        except (TimeoutError, CallError, PeerLost):  # an earlier cell left it so: the next cell gets a new one, and says what was lost
+            await worker.kill()
+            peer.lose("it did not answer between two questions")
 
     def stop_serving(self) -> None:
         """A run is over: refuse calls until the next one."""
@@ -307,7 +327,7 @@ class REPL:
             report = request.result()
         except CallError as error:
             self._settled(peer, request)
-            return CellResult(error=f"{error.kind}: {error}", stopped=stopped, duration_s=loop.time() - began)
+            return CellResult(error=f"{error.kind}: {error}"[:ERROR_CHARS], stopped=stopped, duration_s=loop.time() - began)
         except PeerLost as error:
             self._settled(peer, request)
             return await self._lost(error, stopped, loop.time() - began, peer, worker)
@@ -379,7 +399,7 @@ class REPL:
         return CellResult(
             output=text,
             output_chars=chars if isinstance(chars, int) else len(text),
-            error=error[:1000] if isinstance(error, str) else None,
+            error=error[:ERROR_CHARS] if isinstance(error, str) else None,
             stopped=stopped,
             answer_ready=report.get("ready") is True,
             answer=report.get("content"),
