@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from arlm.environments.repl import CellClock
+from arlm.environments.clock import CellClock
 
 
 class FakeLoop:

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -17,6 +17,7 @@ from ..server.handler import LMHandler, Ticket
 from ..server.peer import Answer, CallError, Peer, PeerLost
 from ..types import JSON, CellResult
 from .base import Exit, Place, Worker
+from .clock import CellClock, Stop
 
 START_SECONDS = 60.0  # from the order to a worker's hello
 GRACE_SECONDS = 1.0  # from the first interrupt to the kill: enough for `finally` blocks, short enough for a loop that ignores it
@@ -28,8 +29,6 @@ LOAD_SECONDS = 120.0  # a context of a gigabyte takes two seconds as text and te
 IDLE_SECONDS = 10.0  # for a worker between two questions, which has nothing to do, to take the next one
 ERROR_CHARS = 1_000  # of an error that a cell reports
 MAX_NOTES = 20  # remarks of a cell that are passed on
-
-Stop = Literal["timeout", "limit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,67 +43,6 @@ class Loaded:
     def args(self) -> dict[str, JSON]:
         """As the worker's ``load`` takes it."""
         return {"name": self.name, "aliases": list(self.aliases), "path": self.path, "kind": self.kind}
-
-
-class CellClock:
-    """Counts a cell's own time: it stands still while a call of the cell is pending.
-
-    ``expired`` is done when ``seconds`` are over.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.expired: asyncio.Future[Stop] = self._loop.create_future()
-        self._left = seconds
-        self._reason: Stop = "timeout"
-        self._pending = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._since = 0.0
-        self._start()
-
-    def pause(self) -> None:
-        """A call began."""
-        self._pending += 1
-        if self._pending == 1:
-            self._halt()
-
-    def resume(self) -> None:
-        """A call ended."""
-        self._pending -= 1
-        if self._pending == 0:
-            self._start()
-
-    def shorten(self, seconds: float, reason: Stop) -> None:
-        """Leave the cell at most ``seconds`` more of its own time."""
-        if self._left > seconds or self._timer is not None:
-            self._halt()
-            self._left = min(self._left, seconds)
-            self._reason = reason
-            if self._pending == 0:
-                self._start()
-
-    def expire(self) -> None:
-        """The time is over, now."""
-        self._halt()
-        if not self.expired.done():
-            self.expired.set_result(self._reason)
-
-    def stop(self) -> None:
-        """No longer needed."""
-        self._halt()
-        self._pending = 1  # nothing starts it again
-        self.expired.cancel()
-
-    def _start(self) -> None:
-        if not self.expired.done():
-            self._since = self._loop.time()
-            self._timer = self._loop.call_later(max(0.0, self._left), self.expire)
-
-    def _halt(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-            self._left -= self._loop.time() - self._since
 
 
 class REPL:
