@@ -93,6 +93,7 @@ async def open_home(environment: Environment, options: RunOptions) -> AsyncItera
         SandboxError: the place cannot be opened.
     """
     tools = Tools.of(options["tools"])
+    environment.check(memory_limit=options["memory_limit"])
     scratch = Path(tempfile.mkdtemp(prefix="arlm-", dir=_short_folder()))
     try:
         (scratch / FOLDER).mkdir()

@@ -18,6 +18,12 @@ from arlm.server.peer import CallError
 from arlm.testing.conformance import Bench, Subject, alive_here, open_bench
 
 
+@pytest.fixture
+def subject(process_subject: Subject) -> Subject:
+    """What this file says is said of processes."""
+    return process_subject
+
+
 async def worker_pid(bench: Bench) -> int:
     return int(await bench.out("import os\nprint(os.getpid())"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Environment, Place, Worker
+from .local import LocalREPL
 from .process import ProcessREPL
 
-__all__ = ["Environment", "Place", "ProcessREPL", "Worker"]
+__all__ = ["Environment", "LocalREPL", "Place", "ProcessREPL", "Worker"]

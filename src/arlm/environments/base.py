@@ -90,6 +90,13 @@ class Environment(ABC):
     name: ClassVar[str]
     transport: Literal["unix", "tcp"] | None = None
 
+    def check(self, *, memory_limit: int | None) -> None:  # noqa: B027 - an environment that can do everything has nothing to refuse
+        """Raise ConfigError for what the environment cannot do, before anything is started.
+
+        Args:
+            memory_limit: bytes per worker, or None.
+        """
+
     @abstractmethod
     def open(self, handler: LMHandler, scratch: Path) -> AbstractAsyncContextManager[Place]:
         """Open a place.

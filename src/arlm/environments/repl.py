@@ -358,9 +358,9 @@ class REPL:
         lost, self.variables = tuple(self.variables), {}
         output = "".join(self._streamed)[:OUTPUT_CHARS] + how.output[:OUTPUT_CHARS]
         if stopped is None:
-            reason = f"the REPL's process ended in this cell: {why}"
+            reason = f"the REPL ended in this cell: {why}"
         else:
-            reason = f"the cell was killed: {self._why(stopped)}, and it did not react to the interrupt"
+            reason = f"the cell was ended by force: {self._why(stopped)}, and it did not react to the interrupt"
         return CellResult(
             output=output, output_chars=len(output), error=reason, stopped=stopped or "exited", lost=lost, duration_s=duration
         )

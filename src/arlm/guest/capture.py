@@ -36,9 +36,10 @@ class Capture:
 
     def write(self, data: bytes) -> None:
         """Take bytes as they come from the pipe; characters may be cut anywhere."""
-        self._add(self._decoder.decode(data))
+        self.add(self._decoder.decode(data))
 
-    def _add(self, text: str) -> None:
+    def add(self, text: str) -> None:
+        """Take text."""
         self._total += len(text)
         room = self.limit - self._head_chars
         if room > 0:

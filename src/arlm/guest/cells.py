@@ -9,7 +9,6 @@ import inspect
 import linecache
 import os
 import sys
-import threading
 import traceback
 import types
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -35,6 +34,10 @@ class Interrupter:
         self.armed = False
         self.reason = ""
 
+    def arm(self) -> None:
+        """From here on user code runs."""
+        self.armed = True
+
     def handle(self, _signal: int, _frame: Any) -> None:
         """The handler itself; the signal may come again and again."""
         if self.armed:
@@ -50,24 +53,51 @@ class Interrupter:
                 continue
 
 
+class Surroundings:
+    """What the cells of a session find around them: here, a process that is all theirs.
+
+    Attributes:
+        builtins: what their namespace has as ``__builtins__``.
+        label: stands in the file names of cells, where one process runs several sessions; nobody gets to see it.
+        hidden: beginnings of the file names whose frames a traceback leaves out.
+        on_loop_error: the exception handler of the loop that runs cells with an ``await``; None: asyncio's own, which logs.
+    """
+
+    builtins: Any = builtins
+    label = ""
+    hidden: Tuple[str, ...] = (_HERE,)
+    on_loop_error: Optional[Callable[[asyncio.AbstractEventLoop, Dict[str, Any]], object]] = None
+
+    def show(self, text: str) -> None:
+        """Print the value of a cell's last expression."""
+        print(text)
+
+    def complain(self, text: str) -> None:
+        """Print a traceback; called after ``restore``."""
+        sys.stderr.write(text)
+
+    def restore(self) -> None:
+        """Put ``sys.stdout`` and its like right after a cell, whatever the cell did to them."""
+
+
 class Session:
     """The namespace of a REPL, and the cells run in it.
 
     Args:
         functions: names that are put back after every cell.
         interrupter: stops a running cell.
-        restore_streams: puts ``sys.stdout`` and its like right after a cell.
+        surroundings: where its cells print, and what else is around them.
     """
 
-    def __init__(self, functions: Dict[str, Any], interrupter: Interrupter, restore_streams: Callable[[], None]) -> None:
+    def __init__(self, functions: Dict[str, Any], interrupter: Interrupter, surroundings: Surroundings) -> None:
         self._interrupter = interrupter
-        self._restore_streams = restore_streams
-        threading.excepthook = _print_thread_traceback
+        self._around = surroundings
         self._loop: Optional[asyncio.AbstractEventLoop] = None
-        self._module = types.ModuleType("__main__")
-        self._module.__dict__["__builtins__"] = builtins
-        sys.modules["__main__"] = self._module
-        self.namespace: Dict[str, Any] = self._module.__dict__
+        self._files: List[str] = []
+        self.module = types.ModuleType("__main__")
+        self._own = {"__name__": "__main__", "__builtins__": surroundings.builtins}
+        self.namespace: Dict[str, Any] = self.module.__dict__
+        self.namespace.update(self._own)
         self.answer: Dict[str, Any] = {}
         self.reserved: Dict[str, Any] = {**functions, "SHOW_VARS": self._make_show_vars(), "history": []}
         self.reset_answer()
@@ -81,6 +111,7 @@ class Session:
 
     def restore(self) -> None:
         """Put the reserved names back."""
+        self.namespace.update(self._own)
         self.namespace.update(self.reserved)
 
     def variables(self) -> Dict[str, str]:
@@ -94,31 +125,85 @@ class Session:
 
     def run(self, code: str, number: int) -> Dict[str, Any]:
         """Run a cell; never raises. Returns ``error``, ``ready``, ``content``, ``notes`` and ``variables``."""
-        filename = f"<cell {number}>"
+        filename = f"<cell {number}{self._around.label}>"
         report: Dict[str, Any] = {"error": None, "ready": False, "content": None, "notes": []}
         try:
             try:
-                self._interrupter.armed = True
+                self._interrupter.arm()
                 self._execute(code, filename)
                 report["ready"], report["content"] = self._read_answer(report["notes"])
             finally:
                 self._interrupter.disarm()
-                self._restore_streams()
+                self._around.restore()
         except SystemExit as error:
             report["notes"].append(_exit_note(error))
         except BaseException as error:
+            self._interrupter.disarm()  # again: the interrupt may have struck on the way to the first
             report["error"] = _summary(error)
             if self.answer.get("ready"):
                 self.answer["ready"] = False
                 report["notes"].append("the answer was not taken, because the cell raised; set it again")
-            sys.stderr.write(_traceback(error))
+            self._around.complain(self.explain(error))
         self.restore()
         report["variables"] = self.variables()
         return report
 
+    def close(self) -> None:
+        """End what the session holds: its event loop with the tasks in it, the source of its cells, the namespace's contents."""
+        for filename in self._files:
+            linecache.cache.pop(filename, None)
+        try:
+            self._interrupter.arm()
+            if self._loop is not None and not self._loop.is_closed():
+                _cancel_all(self._loop)
+        except BaseException:
+            pass  # a task that went on to its own error, or was interrupted in it
+        finally:
+            self._interrupter.disarm()
+        if self._loop is not None:
+            self._loop.close()
+            asyncio.set_event_loop(None)
+        self.namespace.clear()
+        self.reserved.clear()
+
+    def explain(self, error: BaseException) -> str:
+        """A traceback as the cells' author can make sense of it: from the first line of a cell on, without functions of ours."""
+        try:
+            report = traceback.TracebackException.from_exception(error)
+            self._trim(report)
+            return "".join(report.format())
+        except BaseException as broken:  # an exception whose __str__ raises must not end the session
+            return f"{type(error).__name__} (its message could not be made: {type(broken).__name__})\n"
+
+    def thread_traceback(self, args: Any) -> None:
+        """For ``threading.excepthook``, where all threads are the session's."""
+        if not issubclass(args.exc_type, SystemExit):
+            name = args.thread.name if args.thread is not None else "?"
+            sys.stderr.write(f"Exception in thread {name}:\n{self.explain(args.exc_value or args.exc_type())}")
+
+    def _trim(self, report: Optional[traceback.TracebackException]) -> None:
+        if report is None:
+            return
+        frames = list(report.stack)
+        first = next((place for place, frame in enumerate(frames) if frame.filename.startswith("<cell ")), 0)
+        frames = [frame for frame in frames[first:] if not frame.filename.startswith(self._around.hidden)]
+        for frame in frames:
+            frame.line  # noqa: B018 - reads the source, which is known by the file name that is about to be shortened
+            frame.filename = self._shown(frame.filename)
+        report.stack = traceback.StackSummary.from_list(frames)
+        if getattr(report, "filename", None):  # a SyntaxError's
+            report.filename = self._shown(report.filename)
+        for part in (report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())):
+            self._trim(part)
+
+    def _shown(self, filename: str) -> str:
+        label = self._around.label
+        return filename[: -len(label) - 1] + ">" if label and filename.endswith(f"{label}>") else filename
+
     def _execute(self, code: str, filename: str) -> None:
         lines = code.splitlines(keepends=True)
         linecache.cache[filename] = (len(code), None, lines, filename)
+        self._files.append(filename)
         parts = _compile(code, filename)
         if any(part.co_flags & inspect.CO_COROUTINE for part, _ in parts):
             self._run_in_loop(parts)
@@ -126,11 +211,12 @@ class Session:
         for part, echo in parts:
             value = eval(part, self.namespace)
             if echo:
-                _echo(value)
+                self._echo(value)
 
     def _run_in_loop(self, parts: List[Tuple[types.CodeType, bool]]) -> None:
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.new_event_loop()
+            self._loop.set_exception_handler(self._around.on_loop_error)
         loop = self._loop
 
         async def body() -> None:
@@ -139,16 +225,23 @@ class Session:
                 if part.co_flags & inspect.CO_COROUTINE:
                     value = await value
                 if echo:
-                    _echo(value)
+                    self._echo(value)
 
         asyncio.set_event_loop(loop)
         task = loop.create_task(body())
         try:
             loop.run_until_complete(task)
         except BaseException:
+            _read_outcome(task)
             if not task.done() or isinstance(sys.exc_info()[1], CellStopped):
                 _cancel_all(loop)
             raise
+
+    def _echo(self, value: Any) -> None:
+        if isinstance(value, (str, bytes)) and len(value) > ECHO_CHARS:
+            self._around.show(f"{value[:ECHO_CHARS]!r}… [{type(value).__name__} of {len(value):,}]")
+        elif value is not None:
+            self._around.show(repr(value))
 
     def _read_answer(self, notes: List[str]) -> Tuple[bool, Any]:
         answer = self.namespace.get("answer")
@@ -192,21 +285,24 @@ def _compile(code: str, filename: str) -> List[Tuple[types.CodeType, bool]]:
     return parts
 
 
-def _echo(value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, (str, bytes)) and len(value) > ECHO_CHARS:
-        print(f"{value[:ECHO_CHARS]!r}… [{type(value).__name__} of {len(value):,}]")
-    else:
-        print(repr(value))
-
-
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    for _ in tasks:
+        try:
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            break
+        except CellStopped:
+            continue  # one task passed the interrupt on, which leaves the loop; the others have not ended yet
+    for task in tasks:
+        _read_outcome(task)
+
+
+def _read_outcome(task: asyncio.Task[Any]) -> None:
+    """Have asyncio know that nobody will ask for it."""
+    if task.done() and not task.cancelled():
+        task.exception()
 
 
 def _summary(error: BaseException) -> str:
@@ -217,32 +313,6 @@ def _summary(error: BaseException) -> str:
 
 def _exit_note(error: SystemExit) -> str:
     return f"the cell ended by sys.exit({error.code!r}); the session goes on" if error.code else "the cell ended by sys.exit()"
-
-
-def _traceback(error: BaseException) -> str:
-    try:
-        report = traceback.TracebackException.from_exception(error)
-        _hide_our_frames(report)
-        return "".join(report.format())
-    except BaseException as broken:  # an exception whose __str__ raises must not end the session
-        return f"{type(error).__name__} (its message could not be made: {type(broken).__name__})\n"
-
-
-def _print_thread_traceback(args: Any) -> None:
-    if not issubclass(args.exc_type, SystemExit):
-        name = args.thread.name if args.thread is not None else "?"
-        sys.stderr.write(f"Exception in thread {name}:\n{_traceback(args.exc_value or args.exc_type())}")
-
-
-def _hide_our_frames(report: Optional[traceback.TracebackException]) -> None:
-    """Leave what the cell's author can make sense of: from the first line of a cell on, without functions of ours."""
-    if report is None:
-        return
-    frames = list(report.stack)
-    first = next((place for place, frame in enumerate(frames) if frame.filename.startswith("<cell ")), 0)
-    report.stack = traceback.StackSummary.from_list([frame for frame in frames[first:] if not frame.filename.startswith(_HERE)])
-    for part in (report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())):
-        _hide_our_frames(part)
 
 
 def _jsonable(value: Any) -> Any:

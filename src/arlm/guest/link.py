@@ -82,34 +82,13 @@ class Call:
             callback(self)
 
 
-class Link:
-    """The connection. Create it, then ``start`` the I/O thread.
+class Calls:
+    """The guest's end of a connection, as far as it does not matter how frames travel: requests, and answers to the host's."""
 
-    Args:
-        sock: connected to the handler, hello already exchanged.
-        decoder: the decoder used for the hello; it may hold the next bytes already.
-        output: read end of the pipe behind descriptors 1 and 2.
-        capture: where output goes.
-        on_request: called on the I/O thread with (id, method, args) for each request of the host.
-    """
-
-    def __init__(self, sock: socket.socket, decoder: wire.Decoder, output: int, capture: Capture, on_request: Handler) -> None:
-        self._sock = sock
-        self._decoder = decoder
-        self._output = output
-        self._capture = capture
-        self._on_request = on_request
+    def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._pending: Dict[int, Call] = {}
-        self._outgoing: Deque[Union[bytes, Callable[[], List[bytes]]]] = collections.deque()
-        self._current: memoryview = memoryview(b"")
-        self._wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self._wake_reader, False)
-        os.set_blocking(self._wake_writer, False)
         self._pid = os.getpid()
-        self._progress_due: Optional[float] = None
-
-    # -- any thread -------------------------------------------------------------------------------------------------
 
     def request(self, method: str, args: Dict[str, Any]) -> Call:
         """Send a request. Raises what ``wire.encode`` raises; RuntimeError in a forked child."""
@@ -127,12 +106,59 @@ class Link:
             self._post(*wire.encode({"cancel": call.number}))
 
     def answer(self, number: int, value: Callable[[], Any]) -> None:
-        """Answer a request of the host with what ``value()`` returns; it is called on the I/O thread, after all earlier output."""
-        self._post(lambda: _answer_frames(number, value))
+        """Answer a request of the host with what ``value()`` returns."""
+        self._post(*answer_frames(number, value))
 
     def fail(self, number: int, error: BaseException) -> None:
         """Answer a request of the host with an error."""
         self._post(*wire.encode({"id": number, "error": {"type": type(error).__name__, "message": str(error)[:2000]}}))
+
+    def take_output(self) -> Any:
+        """For ``answer`` callbacks: the text printed up to this moment, and how many characters it had."""
+        raise NotImplementedError
+
+    def _settle(self, message: wire.Message) -> None:
+        """An answer is here."""
+        call = self._pending.pop(message["id"], None)
+        if call is not None:
+            error = message.get("error")
+            call.settle(message.get("ok"), CallFailed(error["type"], error["message"]) if error else None)
+
+    def _post(self, *frames: bytes) -> None:
+        """Send the frames of one message; may be called on any thread."""
+        raise NotImplementedError
+
+
+class Link(Calls):
+    """The connection of a process. Create it, then ``start`` the I/O thread.
+
+    Args:
+        sock: connected to the handler, hello already exchanged.
+        decoder: the decoder used for the hello; it may hold the next bytes already.
+        output: read end of the pipe behind descriptors 1 and 2.
+        capture: where output goes.
+        on_request: called on the I/O thread with (id, method, args) for each request of the host.
+    """
+
+    def __init__(self, sock: socket.socket, decoder: wire.Decoder, output: int, capture: Capture, on_request: Handler) -> None:
+        super().__init__()
+        self._sock = sock
+        self._decoder = decoder
+        self._output = output
+        self._capture = capture
+        self._on_request = on_request
+        self._outgoing: Deque[Union[bytes, Callable[[], List[bytes]]]] = collections.deque()
+        self._current: memoryview = memoryview(b"")
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_reader, False)
+        os.set_blocking(self._wake_writer, False)
+        self._progress_due: Optional[float] = None
+
+    # -- any thread -------------------------------------------------------------------------------------------------
+
+    def answer(self, number: int, value: Callable[[], Any]) -> None:
+        """See Calls; ``value`` is called on the I/O thread, after all earlier output."""
+        self._post(lambda: answer_frames(number, value))
 
     def take_output(self) -> Any:
         """For ``answer`` callbacks: drain the pipe as far as it was filled at this moment, and take the text."""
@@ -245,10 +271,7 @@ class Link:
             if kind == "call":
                 self._on_request(message["id"], message["call"], message["args"])
             elif kind in ("ok", "error"):
-                call = self._pending.pop(message["id"], None)
-                if call is not None:
-                    error = message.get("error")
-                    call.settle(message.get("ok"), CallFailed(error["type"], error["message"]) if error else None)
+                self._settle(message)
             elif kind == "bye":
                 leave(LOST_CONNECTION)
 
@@ -268,7 +291,8 @@ class Link:
             self._current = self._current[sent:]
 
 
-def _answer_frames(number: int, value: Callable[[], Any]) -> List[bytes]:
+def answer_frames(number: int, value: Callable[[], Any]) -> List[bytes]:
+    """The frames of an answer; of an error, when the value cannot be sent."""
     try:
         return wire.encode({"id": number, "ok": value()})
     except (TypeError, ValueError) as error:

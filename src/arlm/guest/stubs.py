@@ -8,7 +8,7 @@ import inspect
 from typing import Any, Callable, Dict, Generator, List, Optional, cast
 
 from . import wire
-from .link import Call, CallFailed, Link
+from .link import Call, CallFailed, Calls
 from .values import is_json
 
 BATCH_CHARS = wire.FRAGMENT_CHARS  # a batch is sent in requests of about this size
@@ -43,7 +43,7 @@ class Replies(List[Reply]):
         return self
 
 
-def build(specs: List[Dict[str, Any]], link: Link) -> Dict[str, Callable[..., Any]]:
+def build(specs: List[Dict[str, Any]], link: Calls) -> Dict[str, Callable[..., Any]]:
     """Functions by name for the specs of the host's hello.
 
     A spec: ``name``, ``doc``, ``params`` (``[name]`` or ``[name, default]`` each; None for a tool, which takes anything), ``returns``
@@ -53,7 +53,7 @@ def build(specs: List[Dict[str, Any]], link: Link) -> Dict[str, Callable[..., An
     return {spec["name"]: _stub(spec, link) for spec in specs}
 
 
-def _stub(spec: Dict[str, Any], link: Link) -> Callable[..., Any]:
+def _stub(spec: Dict[str, Any], link: Calls) -> Callable[..., Any]:
     stub: Any = _tool(spec, link) if spec["params"] is None else _function(spec, link)
     stub.__name__ = stub.__qualname__ = spec["name"]
     stub.__doc__ = spec["doc"]
@@ -61,7 +61,7 @@ def _stub(spec: Dict[str, Any], link: Link) -> Callable[..., Any]:
     return cast(Callable[..., Any], stub)
 
 
-def _tool(spec: Dict[str, Any], link: Link) -> Any:
+def _tool(spec: Dict[str, Any], link: Calls) -> Any:
     """A function of the user's: whatever arguments, bound on the host; JSON both ways."""
     name, method = spec["name"], spec["method"]
 
@@ -76,7 +76,7 @@ def _tool(spec: Dict[str, Any], link: Link) -> Any:
     return tool
 
 
-def _function(spec: Dict[str, Any], link: Link) -> Any:
+def _function(spec: Dict[str, Any], link: Calls) -> Any:
     signature = inspect.Signature(
         [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default[0] if default else inspect.Signature.empty)
@@ -113,7 +113,7 @@ def _value(answer: Any, returns: str) -> Any:
     return FailedReply(answer["failed"]) if "failed" in answer else Reply(answer["text"])
 
 
-def _request(link: Link, method: str, arguments: Dict[str, Any]) -> Call:
+def _request(link: Calls, method: str, arguments: Dict[str, Any]) -> Call:
     try:
         return link.request(method, arguments)
     except wire.TooLarge:
@@ -122,7 +122,7 @@ def _request(link: Link, method: str, arguments: Dict[str, Any]) -> Call:
         raise TypeError(f"{method}(): an argument cannot be sent ({error}); pass text, numbers, lists and dicts") from None
 
 
-def _ask(link: Link, method: str, arguments: Dict[str, Any]) -> Any:
+def _ask(link: Calls, method: str, arguments: Dict[str, Any]) -> Any:
     call = _request(link, method, arguments)
     try:
         return call.wait()
@@ -133,7 +133,7 @@ def _ask(link: Link, method: str, arguments: Dict[str, Any]) -> Any:
         raise
 
 
-async def _ask_async(link: Link, method: str, arguments: Dict[str, Any]) -> Any:
+async def _ask_async(link: Calls, method: str, arguments: Dict[str, Any]) -> Any:
     loop = asyncio.get_running_loop()
     answered = loop.create_future()
 
@@ -155,7 +155,7 @@ async def _ask_async(link: Link, method: str, arguments: Dict[str, Any]) -> Any:
         raise
 
 
-def _batch(link: Link, method: str, arguments: Dict[str, Any], split: str) -> List[Reply]:
+def _batch(link: Calls, method: str, arguments: Dict[str, Any], split: str) -> List[Reply]:
     items = arguments[split]
     if isinstance(items, (str, bytes)) or not hasattr(items, "__iter__"):
         raise TypeError(f"{method}(): {split} must be a list of str, not {type(items).__name__}")

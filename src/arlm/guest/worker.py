@@ -14,11 +14,11 @@ import socket
 import sys
 import threading
 import warnings
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from . import capture, confine, processes, stubs, values, wire
-from .cells import Interrupter, Session
-from .link import LOST_CONNECTION, Link
+from .cells import Interrupter, Session, Surroundings
+from .link import LOST_CONNECTION, Calls, Link
 
 HELLO_SECONDS = 30.0  # a host that does not answer the hello in this time is gone
 INTERRUPT = signal.SIGUSR1
@@ -100,36 +100,42 @@ def _say_hello(sock: socket.socket, decoder: wire.Decoder, token: str) -> Tuple[
     return messages[0], messages[1:]
 
 
-class Worker:
-    """Requests of the host, in the order they come, on the main thread; interrupts at once, on the I/O thread."""
+class Requests:
+    """Cells and contexts: what the host asks for, done in the order it came, on the thread that calls ``serve``.
 
-    def __init__(
-        self, sock: socket.socket, decoder: wire.Decoder, early: List[wire.Message], hello: wire.Message, stdio: capture.Stdio, output: int
-    ) -> None:
-        self._todo: queue.SimpleQueue[Tuple[int, str, Dict[str, Any]]] = queue.SimpleQueue()
-        self._early = early
-        self._stdio = stdio
-        self._capture = capture.Capture(DEFAULT_OUTPUT_CHARS)
-        self._main_thread = threading.get_ident()
-        self._interrupter = Interrupter()
-        self._link = Link(sock, decoder, output, self._capture, self._on_request)
-        self._session = Session(stubs.build(hello["functions"], self._link), self._interrupter, self._restore_streams)
+    Args:
+        link: where calls and answers go.
+        capture: where the output is kept.
+        session: where the cells run.
+        read: gives a context's value for its path and kind.
+    """
 
-    def run(self) -> None:
-        """Serve until the connection ends; does not return."""
-        pid = os.getpid()
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning)  # the thread is ours
-        signal.signal(INTERRUPT, self._interrupter.handle)
-        os.register_at_fork(after_in_child=self._after_fork)
-        os._exit = self._exit  # type: ignore[assignment]
-        for message in self._early:
-            self._on_request(message["id"], message["call"], message["args"])
-        self._link.start()
+    def __init__(self, link: Calls, capture: capture.Capture, session: Session, read: Callable[[str, str], Any] = values.load) -> None:
+        self._todo: queue.SimpleQueue[Optional[Tuple[int, str, Dict[str, Any]]]] = queue.SimpleQueue()
+        self._pid = os.getpid()
+        self._link = link
+        self._capture = capture
+        self._session = session
+        self._read = read
+
+    def put(self, number: int, method: str, args: Dict[str, Any]) -> None:
+        """One more request; on any thread."""
+        self._todo.put((number, method, args))
+
+    def end(self) -> None:
+        """No more: ``serve`` returns after what it does now. On any thread."""
+        self._todo.put(None)
+
+    def serve(self) -> None:
+        """Do what is asked for, until ``end``."""
         while True:
-            number, method, args = self._todo.get()
+            request = self._todo.get()
+            if request is None:
+                return
+            number, method, args = request
             try:
                 if method == "exec":
-                    self._exec(number, args, pid)
+                    self._exec(number, args)
                 elif method == "load":
                     self._load(number, args)
                 else:
@@ -137,19 +143,11 @@ class Worker:
             except Exception as error:
                 self._link.fail(number, error)
 
-    def _on_request(self, number: int, method: str, args: Dict[str, Any]) -> None:
-        if method == "interrupt":
-            self._interrupter.reason = args.get("reason", "")
-            signal.pthread_kill(self._main_thread, INTERRUPT)
-            self._link.answer(number, lambda: None)
-        else:
-            self._todo.put((number, method, args))
-
-    def _exec(self, number: int, args: Dict[str, Any], pid: int) -> None:
+    def _exec(self, number: int, args: Dict[str, Any]) -> None:
         self._capture.limit = args.get("output_chars", DEFAULT_OUTPUT_CHARS)
         report = self._session.run(args["code"], args["cell"])
-        self._stdio.flush()
-        if os.getpid() != pid:
+        self._after_cell()
+        if os.getpid() != self._pid:
             _leave(0)  # the cell forked, and this is the child that ran on to the end of the cell
 
         def finish() -> Dict[str, Any]:
@@ -158,32 +156,86 @@ class Worker:
 
         self._link.answer(number, finish)
 
-    def _restore_streams(self) -> None:
-        self._stdio.flush()
-        self._stdio.restore()
-
     def _load(self, number: int, args: Dict[str, Any]) -> None:
         """Put a context in place (``path``, ``kind``, ``name`` and ``aliases``), or ``history``; gives a fresh ``answer``."""
         if "path" in args:
-            value = values.load(args["path"], args["kind"])
+            value = self._read(args["path"], args["kind"])
             for name in (args["name"], *args.get("aliases", ())):
                 self._session.reserved[name] = value
         if "history" in args:
             self._session.reserved["history"] = args["history"]
         self._session.reset_answer()
-        gc.freeze()
+        self._after_load()
         self._link.answer(number, lambda: None)
+
+    def _after_cell(self) -> None:
+        """A cell has ended, its report is not sent yet."""
+
+    def _after_load(self) -> None:
+        """The namespace holds something that will stay."""
+
+
+class _Process(Surroundings):
+    def __init__(self, stdio: capture.Stdio) -> None:
+        self._stdio = stdio
+
+    def restore(self) -> None:
+        self._stdio.flush()
+        self._stdio.restore()
+
+
+class Worker(Requests):
+    """Requests of the host on the main thread; interrupts at once, on the I/O thread."""
+
+    def __init__(
+        self, sock: socket.socket, decoder: wire.Decoder, early: List[wire.Message], hello: wire.Message, stdio: capture.Stdio, output: int
+    ) -> None:
+        self._early = early
+        self._stdio = stdio
+        self._main_thread = threading.get_ident()
+        self._interrupter = Interrupter()
+        kept = capture.Capture(DEFAULT_OUTPUT_CHARS)
+        link = self._socket_link = Link(sock, decoder, output, kept, self._on_request)
+        session = Session(stubs.build(hello["functions"], link), self._interrupter, _Process(stdio))
+        super().__init__(link, kept, session)
+
+    def run(self) -> None:
+        """Serve until the connection ends; does not return."""
+        sys.modules["__main__"] = self._session.module
+        threading.excepthook = self._session.thread_traceback
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning)  # the thread is ours
+        signal.signal(INTERRUPT, self._interrupter.handle)
+        os.register_at_fork(after_in_child=self._after_fork)
+        os._exit = self._exit  # type: ignore[assignment]
+        for message in self._early:
+            self._on_request(message["id"], message["call"], message["args"])
+        self._socket_link.start()
+        self.serve()
+
+    def _on_request(self, number: int, method: str, args: Dict[str, Any]) -> None:
+        if method == "interrupt":
+            self._interrupter.reason = args.get("reason", "")
+            signal.pthread_kill(self._main_thread, INTERRUPT)
+            self._link.answer(number, lambda: None)
+        else:
+            self.put(number, method, args)
+
+    def _after_cell(self) -> None:
+        self._stdio.flush()
+
+    def _after_load(self) -> None:
+        gc.freeze()
 
     def _exit(self, status: int) -> None:
         """Stands for ``os._exit`` in cells: what was printed still reaches the host."""
         self._stdio.flush()
-        self._link.flush_and_exit(status)
+        self._socket_link.flush_and_exit(status)
 
     def _after_fork(self) -> None:
         os._exit = _leave
         self._interrupter.armed = False
         signal.signal(INTERRUPT, signal.SIG_DFL)
-        self._link.close_in_child()
+        self._socket_link.close_in_child()
 
 
 _leave = os._exit

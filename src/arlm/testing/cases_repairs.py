@@ -22,7 +22,7 @@ async def _ends(bench: Bench, code: str, *why: str) -> None:
     result = await bench.cell(code)
     assert result.stopped == "exited", result
     assert result.error is not None
-    assert "the REPL's process ended in this cell" in result.error
+    assert "the REPL ended in this cell" in result.error
     for word in why:
         assert word in result.error, result.error
     assert result.lost is not None
