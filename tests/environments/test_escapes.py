@@ -49,7 +49,7 @@ async def supervisor() -> int:
 @pytest.mark.skipif(not all(grade().values()), reason="this kernel lacks a part of the confinement (see `arlm doctor`)")
 @pytest.mark.parametrize("escape", CORPUS, ids=lambda escape: escape.name)
 @pytest.mark.parametrize("subject", CONFINED, ids=str)
-async def test_a_confined_worker_does_not_escape(subject, escape: Escape, targets: Targets) -> None:
+async def test_a_confined_worker_does_not_escape(subject: Subject, escape: Escape, targets: Targets) -> None:
     assert await attempt(subject, escape, targets, supervisor=await supervisor()) is None
 
 

@@ -86,3 +86,26 @@ def test_cpu_time_of_a_tree_is_counted() -> None:
         used = processes.cpu_seconds([process.pid])
         process.kill()
     assert used >= 0.15 or not os.path.isdir("/proc/self")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+def test_a_process_is_dead_when_its_last_thread_has_ended() -> None:
+    code = "import ctypes, threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\nctypes.CDLL(None).pthread_exit(None)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    with process:
+        while alive_here(process.pid):  # its first thread
+            os.sched_yield()
+        assert not processes.is_dead(process.pid)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert processes.is_dead(process.pid)
+    assert processes.is_dead(process.pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_dead_are_left_out_where_they_are_not_asked_for() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert process.pid in processes.descendants([os.getpid()])
+    assert process.pid not in processes.descendants([os.getpid()], dead=False)
+    process.wait()

@@ -151,6 +151,7 @@ BAD_FRAMES = {
     "a fragment without data": (b'{"frag":1,"last":true}', "frag, data and last"),
     "a fragment with a bool id": (b'{"frag":true,"data":"x","last":true}', "frag, data and last"),
     "a fragment with an odd last": (b'{"frag":1,"data":"x","last":1}', "frag, data and last"),
+    "an empty fragment": (b'{"frag":1,"data":"","last":false}', "not the last is empty"),
     "a fragment of no JSON": (b'{"frag":1,"data":"x","last":true}', "not JSON"),
     "a fragment of no object": (b'{"frag":1,"data":"[]","last":true}', "not a JSON object"),
 }
@@ -182,6 +183,15 @@ def test_unfinished_messages_are_limited_in_size_and_number() -> None:
         wire.Decoder(max_message=100).feed(part(1, "x" * 60) + part(2, "x" * 60))
     with pytest.raises(wire.WireError, match="fragmented messages are under way"):
         wire.Decoder().feed(b"".join(part(number, "x") for number in range(wire.MAX_UNFINISHED + 1)))
+
+
+def test_a_message_has_a_limited_number_of_fragments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_FRAGMENTS", 10)
+    part = wire.frame(json.dumps({"frag": 1, "data": "x", "last": False}).encode())
+    decoder = wire.Decoder()
+    decoder.feed(part * 10)
+    with pytest.raises(wire.WireError, match="more than 10 fragments"):
+        decoder.feed(part)
 
 
 def test_finished_messages_do_not_count_towards_the_limit() -> None:

@@ -1,23 +1,23 @@
 """Confinement: what the kernel lets a process take away from itself for good, and from all it will start. Linux only.
 
-Landlock closes the file system, TCP, signals and abstract sockets; seccomp closes the other sockets and system calls that no cell needs;
-capabilities and new privileges are given up; limits bound descriptors, processes and file size. Each part is used where the kernel has it;
-``grade`` says which parts those are.
+Landlock closes the file system, TCP, signals and abstract sockets; seccomp (``syscalls``) closes the other sockets, the metadata of files
+and calls that no cell needs; capabilities and new privileges are given up; limits bound descriptors, processes and file size. Each part is
+used where the kernel has it; ``grade`` says which parts those are.
 
-Numbers are the kernel's: include/uapi/linux/landlock.h, seccomp.h, filter.h, prctl.h and the system call tables.
+Numbers are the kernel's: include/uapi/linux/landlock.h, seccomp.h, prctl.h.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import functools
 import os
-import platform
 import resource
 import struct
 import sys
-from typing import Any, Dict, Iterable, List, Tuple
+from typing import Any, Dict, Iterable, List
+
+from . import syscalls
 
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_SECCOMP = 22
@@ -47,30 +47,6 @@ WRITABLE_DEVICES = ("/dev/null", "/dev/full")
 MAX_DESCRIPTORS = 4096
 MAX_FILE_BYTES = 16 * 1024**3  # of one file that a cell writes: more than a context, less than most disks
 MAX_PROCESSES = 512  # that a cell may add to those the user has; the superuser is exempt from this limit
-
-# x86_64 and aarch64 numbers of system calls that a cell has no use for, and that reach across processes or around the rules above.
-FORBIDDEN: Dict[str, Tuple[int, int]] = {
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438),
-    "process_madvise": (440, 440), "kcmp": (312, 272), "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264),
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "move_mount": (429, 429),
-    "open_tree": (428, 428), "fsopen": (430, 430), "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
-    "setns": (308, 268), "unshare": (272, 97),
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427), "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "init_module": (175, 105),
-    "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142),
-    "swapon": (167, 224), "swapoff": (168, 225), "acct": (163, 89), "settimeofday": (164, 170), "clock_settime": (227, 112),
-    "adjtimex": (159, 171), "clock_adjtime": (305, 266), "sethostname": (170, 161), "setdomainname": (171, 162), "syslog": (103, 116),
-    "quotactl": (179, 60), "fanotify_init": (300, 262), "lookup_dcookie": (212, 18), "personality": (135, 92), "vhangup": (153, 58),
-}  # fmt: skip
-# Calls that may act on the caller and on no other process: their numbers, and which argument names the process (0: the caller).
-ON_ONESELF: Dict[str, Tuple[Tuple[int, int], int]] = {
-    "prlimit64": ((302, 261), 0), "sched_setaffinity": ((203, 122), 0), "sched_setscheduler": ((144, 119), 0),
-    "sched_setparam": ((142, 118), 0), "sched_setattr": ((314, 274), 0), "setpriority": ((141, 140), 1), "ioprio_set": ((251, 30), 1),
-    "migrate_pages": ((256, 238), 0), "move_pages": ((279, 239), 0),
-}  # fmt: skip
-SOCKET, CONNECT = (41, 198), (42, 203)
-AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-X32_BIT = 0x40000000
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -111,7 +87,7 @@ def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require
     Args:
         read: files and folders that may be read and executed, besides the system's.
         write: folders that may also be written.
-        network: leave sockets and connections open.
+        network: leave IP sockets and connections open; Unix sockets by path stay closed.
         require: fail when a part is missing.
 
     Returns:
@@ -175,7 +151,7 @@ def _give_up_privileges() -> None:
 def _landlock(version: int, read: Iterable[str], write: Iterable[str], network: bool) -> None:
     handled = sum(rights for since, rights in FS_BY_VERSION.items() if since <= version)
     net = NET_BIND_CONNECT_TCP if version >= 4 and not network else 0
-    scoped = (SCOPE_SIGNAL | (0 if network else SCOPE_ABSTRACT_UNIX)) if version >= 6 else 0
+    scoped = SCOPE_SIGNAL | SCOPE_ABSTRACT_UNIX if version >= 6 else 0
     attributes = struct.pack("=QQQ", handled, net, scoped)[: 24 if version >= 6 else 16 if version >= 4 else 8]
     ruleset = _syscall("create_ruleset", ctypes.c_char_p(attributes), ctypes.c_size_t(len(attributes)), 0)
     reading = (EXECUTE | READ_FILE | READ_DIR) & handled
@@ -219,62 +195,15 @@ def _python() -> List[str]:
 
 @functools.lru_cache(maxsize=None)
 def _has_seccomp() -> bool:
-    return _libc is not None and platform.machine() in AUDIT_ARCH and os.path.exists("/proc/sys/kernel/seccomp")
+    return _libc is not None and syscalls.known() and os.path.exists("/proc/sys/kernel/seccomp")
 
 
 def _seccomp(network: bool) -> None:
-    """A filter: forbidden calls give EPERM; sockets other than Unix streams give EACCES, and so does connecting."""
     assert _libc is not None
-    machine = platform.machine()
-    at = 0 if machine == "x86_64" else 1
-    denied = [numbers[at] for numbers in FORBIDDEN.values()]
-    if not network:
-        denied.append(CONNECT[at])
-    rules: List[Tuple[int, int, int, int]] = [
-        _load(4),  # the architecture: a call made as another one would have other numbers
-        _jump(AUDIT_ARCH[machine], 1, 0),
-        _answer(0x80000000),  # SECCOMP_RET_KILL_PROCESS
-        _load(0),
-    ]
-    if machine == "x86_64":
-        rules += [(0x45, 0, 1, X32_BIT), _answer(0x00050000 | errno.ENOSYS)]  # BPF_JSET: the x32 numbers
-    for number in denied:
-        rules += [_jump(number, 0, 1), _answer(0x00050000 | errno.EPERM)]
-    for numbers, argument in ON_ONESELF.values():
-        rules += [
-            _jump(numbers[at], 0, 4),
-            _load(16 + 8 * argument),
-            _jump(0, 1, 0),
-            _answer(0x00050000 | errno.EPERM),
-            _load(0),
-        ]
-    if not network:
-        rules += [
-            _jump(SOCKET[at], 0, 6),
-            _load(16),  # the low half of the first argument: the family
-            _jump(1, 0, 3),  # AF_UNIX
-            _load(24),
-            (0x54, 0, 0, 0xF),  # BPF_AND: the type without its flags
-            _jump(1, 1, 0),  # SOCK_STREAM
-            _answer(0x00050000 | errno.EACCES),
-        ]
-    rules.append(_answer(0x7FFF0000))  # SECCOMP_RET_ALLOW
-    code = b"".join(struct.pack("=HBBI", *rule) for rule in rules)
+    code = syscalls.build(network)
     buffer = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("=H6xQ", len(rules), ctypes.addressof(buffer))
+    program = struct.pack("=H6xQ", len(code) // 8, ctypes.addressof(buffer))
     _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(program), 0, 0), "seccomp")
-
-
-def _load(offset: int) -> Tuple[int, int, int, int]:
-    return 0x20, 0, 0, offset  # BPF_LD | BPF_W | BPF_ABS of struct seccomp_data
-
-
-def _jump(value: int, if_equal: int, if_not: int) -> Tuple[int, int, int, int]:
-    return 0x15, if_equal, if_not, value  # BPF_JMP | BPF_JEQ | BPF_K
-
-
-def _answer(value: int) -> Tuple[int, int, int, int]:
-    return 0x06, 0, 0, value  # BPF_RET | BPF_K
 
 
 def _syscall(name: str, *args: Any) -> int:

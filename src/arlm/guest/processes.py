@@ -11,11 +11,14 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from typing import Dict, Iterable, List, Optional, Set, Tuple
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-KILL_ROUNDS = 100  # a fork bomb is stopped level by level; each round stops every process found so far
+KILL_SECONDS = 1.0  # how long a tree that goes on forking is chased by ``kill_trees``
+COUNT_SECONDS = 0.02  # how long ``cpu_seconds`` looks; some 500 processes
+ORPHANS_COME = sys.platform == "linux"  # to the process that called ``become_subreaper``
 
 # A walk over all processes costs 15 us each; with these files (CONFIG_PROC_CHILDREN) a tree costs what it holds.
 _HAS_CHILDREN_FILES = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
@@ -54,18 +57,34 @@ def children_of(pid: int) -> List[int]:
     return found
 
 
-def descendants(roots: Iterable[int]) -> Set[int]:
-    """The processes below ``roots``, without the roots."""
+def descendants(roots: Iterable[int], *, dead: bool = True, seconds: float = float("inf")) -> Set[int]:
+    """The processes below ``roots``, without the roots.
+
+    Args:
+        dead: also those that have ended and were not waited for. A fork chain leaves thousands, under which nothing can be.
+        seconds: how long to look; what was found by then is the answer.
+    """
+    deadline = time.monotonic() + seconds
     table = None if _HAS_CHILDREN_FILES else _table()
     found: Set[int] = set()
     todo = list(roots)
-    while todo:
+    while todo and time.monotonic() < deadline:
         pid = todo.pop()
         for child in children_of(pid) if table is None else table.get(pid, ()):
-            if child not in found:
+            if child not in found and time.monotonic() < deadline and (dead or not is_dead(child)):
                 found.add(child)
                 todo.append(child)
     return found
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a process has ended, waited for or not. One whose first thread has ended and whose others live is not dead."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return os.path.isdir("/proc/self")
+    return fields[0] in (b"Z", b"X") and int(fields[17]) <= 1  # state, num_threads
 
 
 def _table() -> Dict[int, List[int]]:
@@ -98,27 +117,52 @@ def _parents() -> Iterable[Tuple[int, int]]:
 def kill_trees(roots: Iterable[int]) -> None:
     """Kill processes and all below them: stop each level so that nothing new is started, then kill everything found.
 
-    Returns when the signals are sent; the processes are gone when they have been waited for.
+    Returns when the signals are sent, after KILL_SECONDS at most; the processes are gone when they have been waited for.
     """
     roots = set(roots)
     stopped: Set[int] = set()
-    found = set(roots)
-    for _ in range(KILL_ROUNDS):
+    deadline = time.monotonic() + KILL_SECONDS
+    while True:
+        found = {pid for pid in roots if not is_dead(pid)} | descendants(roots, dead=False)
+        if found <= stopped or time.monotonic() > deadline:
+            break
         for pid in found - stopped:
             _signal(pid, signal.SIGSTOP)
-        stopped |= found
-        found = roots | descendants(roots)
-        if found <= stopped:
-            break
-    for pid in stopped | found:
+        stopped = found  # not those of earlier rounds: the number of one that ended may be somebody else's by now
+    for pid in found:
         _signal(pid, signal.SIGKILL)
 
 
+def kill(pid: int) -> None:
+    """Kill a process that the caller has not waited for yet."""
+    _signal(pid, signal.SIGKILL)
+
+
+def kill_own(spare: Iterable[int], seconds: float) -> bool:
+    """One round of killing the caller's children and what is below them, but not ``spare`` and what is below those.
+
+    The caller is single-threaded, and has just waited for every child that had ended. Whatever loses its parent becomes the caller's child
+    (``become_subreaper``), so that rounds end: when no child but the spared is left, nothing can be below one.
+
+    Args:
+        seconds: how long the round may look for what is below; the children themselves are killed in any case.
+
+    Returns:
+        whether there was anything to kill, so that another round is due.
+    """
+    children = set(children_of(os.getpid())).difference(spare)
+    for pid in children:
+        _signal(pid, signal.SIGKILL)
+    for pid in descendants(children, dead=False, seconds=seconds) if children else ():
+        _signal(pid, signal.SIGKILL)
+    return bool(children)
+
+
 def cpu_seconds(roots: Iterable[int]) -> float:
-    """CPU time used by processes and all alive below them; 0.0 where the system does not say."""
+    """CPU time used by processes and those below them that are found in COUNT_SECONDS; 0.0 where the system does not say."""
     roots = set(roots)
     ticks = 0
-    for pid in roots | descendants(roots):
+    for pid in roots | descendants(roots, seconds=COUNT_SECONDS):
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()

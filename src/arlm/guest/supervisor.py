@@ -23,6 +23,7 @@ import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from . import capture, confine, processes, wire, worker
+from .files import remove_tree
 
 READ_BYTES = 256 * 1024
 leave = os._exit  # the real one: a worker replaces os._exit for its cells
@@ -30,6 +31,9 @@ MAX_BACKLOG = 8 * 1024 * 1024  # bytes waiting for a slow host before relayed wo
 PARENT_CHECK_SECONDS = 0.5  # how often the parent is looked at where the kernel cannot tell of its death
 MAX_DESCRIPTORS = os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") > 0 else 65536
 FORGET_AT = 64  # folders of runs before those that are gone are looked for
+STEP_SECONDS = 0.005  # of collecting and killing in one turn of the loop: others' requests wait no longer for it
+PAUSE_SECONDS = (0.002, 0.1)  # the first and the longest pause before looking again for what is to be killed; each is twice the last
+BURY_SECONDS = 5.0  # a worker is said to have ended after this time even if what it left cannot be killed (it waits for a disk)
 LAST_WORDS = 64 * 1024  # bytes of a dead worker's unread output that are passed on
 
 
@@ -43,6 +47,7 @@ class Child:
         self.relay = relay
         self.unsent = bytearray()
         self.waiting: List[int] = []  # kill requests to answer once it is dead
+        self.doomed = False  # to be killed, with all below it
 
 
 class Supervisor:
@@ -53,6 +58,10 @@ class Supervisor:
         self._decoder = wire.Decoder()
         self._outbox = bytearray()
         self._children: Dict[int, Child] = {}
+        self._dead: List[Tuple[Child, int, float]] = []  # waited for at this time, with this status; what they left may still live
+        self._ended = False  # a child has ended since they were last waited for
+        self._hunting = False  # there may be something to kill
+        self._pause = PAUSE_SECONDS[0]
         self._by_name: Dict[str, Child] = {}
         self._selector = selectors.DefaultSelector()
         self._parent: Optional[int] = None
@@ -75,14 +84,23 @@ class Supervisor:
         try:
             while True:
                 self._mind_writes()
-                for key, _ in self._selector.select(PARENT_CHECK_SECONDS if self._parent is not None else None):
+                for key, _ in self._selector.select(self._patience()):
                     key.data()
+                if self._ended or self._hunting:
+                    self._clear_up()
                 if self._parent is not None and os.getppid() != self._parent:
                     break
         except (HostGone, OSError, wire.WireError):
             pass
         finally:
             self._end()
+
+    def _patience(self) -> Optional[float]:
+        if self._ended:
+            return 0.0
+        if self._hunting:
+            return self._pause
+        return PARENT_CHECK_SECONDS if self._parent is not None else None
 
     # -- the host ---------------------------------------------------------------------------------------------------
 
@@ -134,8 +152,8 @@ class Supervisor:
             elif method == "kill":
                 self._kill(number, args["worker"])
             elif method == "cpu":
-                child = self._by_name.get(args["worker"])
-                self._send({"id": number, "ok": {"seconds": processes.cpu_seconds([child.pid]) if child else 0.0}})
+                pids = [pid for pid, child in self._children.items() if child.name == args["worker"]]
+                self._send({"id": number, "ok": {"seconds": processes.cpu_seconds(pids)}})
             else:
                 raise LookupError(f"unknown method {method!r}")
         except (OSError, LookupError, ValueError) as error:
@@ -174,16 +192,27 @@ class Supervisor:
         if name in self._by_name:
             raise ValueError(f"there is a worker {name!r} already")
         output = capture.open_pipe()
-        ours, theirs = socket.socketpair() if args["address"].get("relay") else (None, None)
-        self._flush()
-        supervisor = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(args, theirs, output, supervisor)
-        os.close(output[1])
-        if ours is not None and theirs is not None:
-            theirs.close()
-            ours.setblocking(False)
+        ours: Optional[socket.socket] = None
+        theirs: Optional[socket.socket] = None
+        try:
+            if args["address"].get("relay"):
+                ours, theirs = socket.socketpair()
+                ours.setblocking(False)
+            self._flush()
+            supervisor = os.getpid()
+            pid = os.fork()
+        except OSError:
+            os.close(output[0])
+            if ours is not None:
+                ours.close()
+            raise
+        else:
+            if pid == 0:
+                self._become_worker(args, theirs, output, supervisor)
+        finally:
+            os.close(output[1])
+            if theirs is not None:
+                theirs.close()
         child = Child(name, pid, output[0], ours)
         self._children[pid] = self._by_name[name] = child
         return pid
@@ -226,42 +255,45 @@ class Supervisor:
             self._send({"id": number, "ok": {}})
             return
         child.waiting.append(number)
-        processes.kill_trees([child.pid])
+        if self._children.get(child.pid) is not child:
+            return  # it has been waited for: only what it left is still hunted
+        if not processes.ORPHANS_COME:
+            processes.kill_trees([child.pid])
+        processes.kill(child.pid)  # first of all: while it lives it keeps the dead below it, when it is gone they can be waited for here
+        child.doomed = self._hunting = True
 
-    def _reap(self) -> None:
-        """Collect whoever ended; what a dead worker leaves behind is killed."""
+    def _on_signal(self) -> None:
         os.read(self._signals, 4096)
-        self._collect()
+        self._ended = True
 
-    def _collect(self) -> None:
-        dead: List[Tuple[Child, int]] = []
-        while True:
+    def _clear_up(self) -> None:
+        """One bounded step of collecting who ended and killing who is doomed and what dead workers left; more steps follow while needed."""
+        self._ended = not self._collect(time.monotonic() + STEP_SECONDS)
+        if not self._hunting or self._ended:
+            return
+        spare = [pid for pid, child in self._children.items() if not child.doomed]
+        self._hunting = processes.kill_own(spare, STEP_SECONDS)
+        self._pause = min(2 * self._pause, PAUSE_SECONDS[1]) if self._hunting else PAUSE_SECONDS[0]
+        late = time.monotonic() - BURY_SECONDS
+        over = [dead for dead in self._dead if not self._hunting or dead[2] < late]
+        self._dead = [dead for dead in self._dead if dead not in over]
+        for child, status, _ in over:
+            self._bury(child, status)
+
+    def _collect(self, deadline: float) -> bool:
+        """Wait for children that have ended; False when time was up before the last."""
+        while time.monotonic() < deadline:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                break
+                return True
             if pid == 0:
-                break
+                return True
+            self._pause = PAUSE_SECONDS[0]
             if pid in self._children:
-                dead.append((self._children.pop(pid), status))
-        if dead:
-            self._sweep()
-        for child, status in dead:
-            self._bury(child, os.waitstatus_to_exitcode(status))
-
-    def _sweep(self) -> None:
-        """Kill orphans: our children that are no workers are what dead workers left."""
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            orphans = set(processes.children_of(os.getpid())) - set(self._children)
-            if not orphans:
-                return
-            processes.kill_trees(orphans)
-            for pid in orphans:
-                try:
-                    os.waitpid(pid, 0)
-                except ChildProcessError:
-                    pass
+                self._dead.append((self._children.pop(pid), os.waitstatus_to_exitcode(status), time.monotonic()))
+                self._hunting = True
+        return False
 
     def _bury(self, child: Child, status: int) -> None:
         del self._by_name[child.name]
@@ -276,22 +308,15 @@ class Supervisor:
     def _end(self) -> None:
         """The host is gone: kill everything, remove what its runs kept on disk."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        processes.kill_trees(set(processes.children_of(os.getpid())))
-        self._sweep_all()
-        import shutil  # brings the compression libraries, which every worker would carry along
-
-        for scratch in self._scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-    def _sweep_all(self) -> None:
+        if not processes.ORPHANS_COME:
+            processes.kill_trees(self._children)
         while True:
-            try:
-                os.waitpid(-1, 0)
-            except ChildProcessError:
-                return
-            rest = set(processes.children_of(os.getpid()))
-            if rest:
-                processes.kill_trees(rest)
+            self._collect(float("inf"))
+            if not processes.kill_own((), float("inf")):
+                break
+            time.sleep(PAUSE_SECONDS[0])
+        for scratch in self._scratch:
+            remove_tree(scratch)
 
     # -- relayed connections ----------------------------------------------------------------------------------------
 
@@ -355,7 +380,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _on_terminate)
-        self._selector.register(self._signals, selectors.EVENT_READ, self._reap)
+        self._selector.register(self._signals, selectors.EVENT_READ, self._on_signal)
 
 
 class HostGone(Exception):

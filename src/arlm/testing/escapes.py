@@ -168,6 +168,7 @@ REACHING = (
     _escape("listen_tcp", "true", 'import socket\ns = socket.socket()\ns.bind(("127.0.0.1", 0))\ns.listen()\nreturn True'),
     _escape("connect_unix", "contact", 'import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect(t["unix"])\ns.send(b"x")'),
     _escape("send_unix_datagram", "contact", 'import socket\nsocket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"x", t["unix_datagram"])'),
+    _escape("send_unix_datagram_by_pair", "contact", 'import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\na.sendto(b"x", t["unix_datagram"])'),
     _escape("connect_abstract", "contact", 'import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect("\\0" + t["abstract"])\ns.send(b"x")'),
     _escape("connect_docker", "true", 'import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect("/var/run/docker.sock")\nreturn True'),
     _escape("connect_by_io_uring", "true", SYSCALL.format(x86=425, arm=425, before="params = ctypes.create_string_buffer(120)", args="8, params", test=">= 0")),
@@ -242,7 +243,91 @@ HARMING = (
     _escape("write_kernel_settings", "true", 'return open("/proc/sys/kernel/core_pattern", "w").write("|/bin/true") and False'),
 )  # fmt: skip
 
-CORPUS: tuple[Escape, ...] = READING + REACHING + HARMING
+METADATA = (
+    _escape("chmod", "true", 'import os\nos.chmod(t["file"], 0o4777)\nreturn os.stat(t["file"]).st_mode & 0o4000'),
+    _escape("chmod_by_subprocess", "true", 'import os, subprocess\nsubprocess.run(["chmod", "4777", t["file"]])\nreturn os.stat(t["file"]).st_mode & 0o4000'),
+    _escape("chmod_by_descriptor_for_reading", "true", """
+        import os
+        os.fchmod(os.open(t["context"], os.O_RDONLY), 0o4777)
+        return os.stat(t["context"]).st_mode & 0o4000
+    """),
+    _escape("chmod_by_descriptor_for_nothing", "true", """
+        import ctypes, os
+        number = os.open(t["file"], os.O_PATH)
+        ctypes.CDLL(None).syscall(452, number, b"", 0o4777, 0x1000)  # fchmodat2 with AT_EMPTY_PATH
+        return os.stat(t["file"]).st_mode & 0o4000
+    """),
+    _escape("chmod_by_proc_self_fd", "true", """
+        import os
+        os.chmod(f"/proc/self/fd/{os.open(t['file'], os.O_PATH)}", 0o4777)
+        return os.stat(t["file"]).st_mode & 0o4000
+    """),
+    _escape("change_times", "true", 'import os\nos.utime(t["file"], (1, 1))\nreturn os.stat(t["file"]).st_mtime == 1'),
+    _escape("change_times_by_descriptor", "true", 'import os\nos.utime(os.open(t["context"], os.O_RDONLY), (1, 1))\nreturn os.stat(t["context"]).st_mtime == 1'),
+    _escape("change_times_by_old_calls", "true", """
+        import ctypes, os, platform, struct
+        if platform.machine() != "x86_64":
+            raise OSError("only there")
+        libc, path = ctypes.CDLL(None), t["file"].encode()
+        libc.syscall(132, path, struct.pack("qq", 1, 1))
+        libc.syscall(235, path, struct.pack("qqqq", 1, 0, 1, 0))
+        libc.syscall(261, -100, path, struct.pack("qqqq", 1, 0, 1, 0))
+        return os.stat(t["file"]).st_mtime == 1
+    """),
+    _escape("chown", "true", 'import os\nos.chown(t["file"], 12, 34)\nreturn os.stat(t["file"]).st_uid == 12'),
+    _escape("set_an_attribute", "true", 'import os\nos.setxattr(t["file"], "user.x", b"1")\nreturn True'),
+    _escape("set_an_attribute_by_descriptor", "true", 'import os\nos.setxattr(os.open(t["context"], os.O_RDONLY), "user.x", b"1")\nreturn True'),
+    _escape("set_file_flags", "true", """
+        import fcntl, os, struct
+        number = os.open(t["context"], os.O_RDONLY)
+        flags, = struct.unpack("l", fcntl.ioctl(number, 0x80086601, bytes(8)))
+        fcntl.ioctl(number, 0x40086602, struct.pack("l", flags | 0x40))  # not to be dumped
+        return True
+    """),
+    _escape("lease_a_file", "true", 'import fcntl, os\nfcntl.fcntl(os.open(t["context"], os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)\nreturn True'),
+    _escape("watch_a_closed_folder", "true", 'import ctypes\nlibc = ctypes.CDLL(None)\nreturn libc.inotify_add_watch(libc.inotify_init1(0), t["home"].encode(), 0xFFF) > 0'),
+)  # fmt: skip
+
+CLONE = """
+import ctypes, os, platform, struct
+libc = ctypes.CDLL(None)
+number = {{"x86_64": {x86}, "aarch64": {arm}}}[platform.machine()]
+pid = libc.syscall(number, {args})
+if pid == 0:
+    libc._exit(0)
+return pid > 0
+"""
+
+KERNEL_OBJECTS = (
+    _escape("memory_in_a_memfd", "true", "import os\nreturn os.memfd_create('x') >= 0"),
+    _escape("memory_of_system_v", "true", "import ctypes\nlibc = ctypes.CDLL(None)\nnumber = libc.shmget(0, ctypes.c_size_t(1 << 20), 0o1600)\nlibc.shmctl(number, 0, 0)\nreturn number >= 0"),
+    _escape("queue_of_system_v", "true", "import ctypes\nlibc = ctypes.CDLL(None)\nnumber = libc.msgget(0, 0o1600)\nlibc.msgctl(number, 0, 0)\nreturn number >= 0"),
+    _escape("semaphore_of_system_v", "true", "import ctypes\nlibc = ctypes.CDLL(None)\nnumber = libc.semget(0, 1, 0o1600)\nlibc.semctl(number, 0, 0)\nreturn number >= 0"),
+    _escape("queue_of_posix", "true", """
+        import ctypes, os, platform
+        libc = ctypes.CDLL(None)
+        opening, unlinking = {"x86_64": (240, 241), "aarch64": (180, 181)}[platform.machine()]
+        name = b"arlm-%d" % os.getpid()
+        number = libc.syscall(opening, name, os.O_CREAT | os.O_RDWR, 0o600, 0)
+        libc.syscall(unlinking, name)
+        return number >= 0
+    """),
+    _escape("slow_everything_of_the_user_down", "true", """
+        import os
+        if "Seccomp:\t0" in open("/proc/self/status").read():
+            return "nothing would stop it"
+        os.setpriority(os.PRIO_USER, 0, 1)
+        return True
+    """),
+    _escape("slow_a_group_down", "true", "import os\nos.setpriority(os.PRIO_PGRP, 0, os.getpriority(os.PRIO_PROCESS, 0))\nreturn True"),
+    _escape("order_disk_access_of_the_user", "true", SYSCALL.format(x86=251, arm=30, before="", args="3, 0, (2 << 13) | 4", test="== 0")),
+    _escape("new_user_namespace_by_clone", "true", CLONE.format(x86=56, arm=220, args="0x10000000 | 17, 0, 0, 0, 0")),
+    _escape("new_user_namespace_by_clone3", "true", CLONE.format(x86=435, arm=435, args='struct.pack("8Q", 0x10000000, 0, 0, 0, 17, 0, 0, 0), 64')),
+    _escape("child_of_the_supervisor", "true", CLONE.format(x86=56, arm=220, args="0x8000 | 17, 0, 0, 0, 0")),
+    _escape("orphans_out_of_the_tree", "true", "import ctypes\nreturn ctypes.CDLL(None).prctl(36, 0, 0, 0, 0) == 0"),
+)  # fmt: skip
+
+CORPUS: tuple[Escape, ...] = READING + REACHING + HARMING + METADATA + KERNEL_OBJECTS
 RESULT_CHARS = 6_000_000  # of what a payload returned: more than any returns, less than the wire carries
 SETTLE_SECONDS = 0.2  # for what a payload set off: a packet of a subprocess, the end of a killed process
 NOTHING = ("None", "False", "0", "''", "b''", "[]", "")
@@ -257,6 +342,7 @@ class Targets:
         home: a folder with credentials that hold it.
         sibling: another run's folder, whose context holds it.
         outside: an empty folder that no cell may write to.
+        file: a file of the same user.
         bystander: a process of the same user with the secret in its environment, its arguments and its memory.
         listeners: sockets that nobody may reach, by name.
     """
@@ -265,6 +351,7 @@ class Targets:
     home: Path
     sibling: Path
     outside: Path
+    file: Path
     bystander: subprocess.Popen[bytes]
     listeners: dict[str, socket.socket] = field(default_factory=dict)
 
@@ -277,6 +364,7 @@ class Targets:
             "home": str(self.home),
             "sibling": str(self.sibling),
             "outside": str(self.outside),
+            "file": str(self.file),
             "context": bench.contexts[0].path,
             "handler": bench.handler.address.get("unix", ""),
             "tcp": self.listeners["tcp"].getsockname()[1],
@@ -312,6 +400,8 @@ class Targets:
         self.contacted()
         for path in self.outside.iterdir():
             path.unlink()
+        self.file.unlink(missing_ok=True)
+        self.file.touch()
         if self.harmed():
             _end(self.bystander)
             self.bystander = _bystander(self.canary)
@@ -337,7 +427,12 @@ async def open_targets() -> AsyncIterator[Targets]:
         (folder / "home/.aws/credentials").write_text(canary)
         (folder / "sibling/contexts/context_0").write_text(canary)
         targets = Targets(
-            canary=canary, home=folder / "home", sibling=folder / "sibling", outside=folder / "outside", bystander=_bystander(canary)
+            canary=canary,
+            home=folder / "home",
+            sibling=folder / "sibling",
+            outside=folder / "outside",
+            file=folder / "home/file",
+            bystander=_bystander(canary),
         )
         stack.callback(lambda: _end(targets.bystander))
         _listen(targets, folder)
