@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from .errors import RunTimeout
 from .events import AnyEvent, Emit
 from .lifetimes import finish
 from .log import open_log
@@ -17,6 +18,7 @@ from .options import RunOptions
 logger = logging.getLogger("arlm")
 
 LISTENER_SECONDS = 5.0  # an async on_event gets this long after the run to take the events that are left
+CANCELLED_SECONDS = 0.5  # after a run that was cancelled or ran out of time
 
 
 @asynccontextmanager
@@ -48,22 +50,46 @@ async def _calling(on_event: Callable[[AnyEvent], Any]) -> AsyncIterator[Emit]:
     def take(event: AnyEvent) -> None:
         try:
             outcome = on_event(event)
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # nothing is awaited here: a CancelledError is on_event's own
             logger.exception("on_event failed for %s", event.type)
         else:
             if inspect.isawaitable(outcome):
                 waiting.put_nowait(outcome)
 
-    async def await_all() -> None:
-        while (outcome := await waiting.get()) is not None:
-            try:
-                await outcome
-            except Exception:
-                logger.exception("on_event failed")
-
-    task = asyncio.ensure_future(await_all())
+    seconds = LISTENER_SECONDS
+    task = asyncio.ensure_future(_await_all(waiting))
     try:
         yield take
+    except (asyncio.CancelledError, RunTimeout):
+        seconds = CANCELLED_SECONDS
+        raise
     finally:
         waiting.put_nowait(None)
-        await finish(lambda: asyncio.wait_for(task, LISTENER_SECONDS), what="on_event")
+        await finish(lambda: _stop(task, waiting, seconds), what="on_event")
+
+
+async def _await_all(waiting: asyncio.Queue[Awaitable[Any] | None]) -> None:
+    while (outcome := await waiting.get()) is not None:
+        try:
+            await outcome
+        except Exception:
+            logger.exception("on_event failed")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            logger.exception("on_event failed")
+
+
+async def _stop(task: asyncio.Future[None], waiting: asyncio.Queue[Awaitable[Any] | None], seconds: float) -> None:
+    """Let on_event take the events that are left; after ``seconds`` it gets none of them any more."""
+    await asyncio.wait({task}, timeout=seconds)
+    if task.done():
+        return
+    task.cancel()
+    await asyncio.wait({task}, timeout=CANCELLED_SECONDS)
+    logger.warning("on_event did not take all events within %g s of the run's end; %d were dropped", seconds, waiting.qsize() - 1)
+    while not waiting.empty():
+        outcome = waiting.get_nowait()
+        if inspect.iscoroutine(outcome):
+            outcome.close()

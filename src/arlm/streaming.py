@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .events import AnyEvent, Emit
+from .lifetimes import finish
 from .types import Result
+
+AGAIN_SECONDS = 5.0  # a run whose code swallowed its cancel is told again after this long
 
 
 class RunStream:
@@ -48,25 +52,40 @@ class RunStream:
 
 @asynccontextmanager
 async def open_stream(run: Callable[[Emit], Awaitable[Result]]) -> AsyncIterator[RunStream]:
-    """Start ``run(emit)`` behind a stream of its events; leaving the context ends it there and then."""
+    """Start ``run(emit)`` behind a stream of its events; leaving the context ends it there and then.
+
+    The context may be left in another task than the one that entered it, as happens to an async generator that is closed or abandoned.
+    Cancelled while leaving, it ends the run first.
+    """
+    # No task group and no cancel scope may be open across the yield: both belong to the task that entered them.
     send, receive = anyio.create_memory_object_stream[AnyEvent](math.inf)
     streaming = RunStream(receive)
-
-    async def work() -> None:
+    task = asyncio.get_running_loop().create_task(_work(run, streaming, send), name="arlm run")
+    try:
+        yield streaming
+    finally:
         try:
-            with send:
-                streaming.finished(await run(send.send_nowait), None)
+            if not task.done():
+                await finish(lambda: _end(task), what="a streamed run")
+        finally:
+            send.close()  # a run that was ended before its first step has not done it
+            receive.close()
+
+
+async def _work(run: Callable[[Emit], Awaitable[Result]], streaming: RunStream, send: MemoryObjectSendStream[AnyEvent]) -> None:
+    with send:
+        try:
+            streaming.finished(await run(send.send_nowait), None)
         except Exception as error:
             streaming.finished(None, error)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the block was left
+            streaming.finished(None, error)
 
-    with receive:
-        async with anyio.create_task_group() as task_group:
-            task_group.start_soon(work, name="arlm run")
-            failure: BaseException | None = None
-            try:
-                yield streaming
-            except BaseException as error:
-                failure = error
-            task_group.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+
+async def _end(task: asyncio.Task[None]) -> None:
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=AGAIN_SECONDS)

@@ -76,7 +76,7 @@ class Host:
         self.guests: list[RawGuest] = []
         self.release = asyncio.Event()
         self.cancelled: list[str] = []
-        self.under_way = 0
+        self.under_way = self.most = 0
         self.changed = asyncio.Event()
 
     async def dial(self) -> RawGuest:
@@ -104,6 +104,7 @@ class Host:
 
     async def answer(self, method: str, args: dict[str, Any]) -> Any:
         self.under_way += 1
+        self.most = max(self.most, self.under_way)
         self._tell()
         try:
             match method:

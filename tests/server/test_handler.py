@@ -16,7 +16,7 @@ from raw_guest import Host, RawGuest, open_host
 
 from arlm.errors import ProtocolError, SandboxError
 from arlm.guest import wire
-from arlm.server import connection, peer
+from arlm.server import connection, heavy, peer
 from arlm.server.handler import UNIX_PATH_BYTES, LMHandler
 from arlm.server.peer import CallError, PeerLost
 
@@ -135,7 +135,7 @@ BREACHES = {
     "an error without a type": ({"id": 1, "error": {}}, "an error answer needs a type and a message"),
     "a cancel without an id": ({"cancel": None}, "a cancel needs the id"),
     "too many fragments": (
-        b"".join(wire.frame(wire.dumps({"frag": n, "data": "", "last": False}).encode()) for n in range(wire.MAX_UNFINISHED + 1)),
+        b"".join(wire.frame(wire.dumps({"frag": n, "data": "x", "last": False}).encode()) for n in range(wire.MAX_UNFINISHED + 1)),
         "fragmented messages are under way",
     ),
 }
@@ -171,13 +171,26 @@ async def test_a_request_id_may_be_used_again_after_its_answer(host: Host) -> No
 
 
 @pytest.mark.usefixtures("healthy")
-async def test_too_many_requests_at_once_end_the_connection(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer, "MAX_CALLS", 3)
+async def test_a_message_of_more_values_than_memory_should_hold_ends_the_connection(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heavy, "MAX_VALUES", 1000)
+    monkeypatch.setattr(heavy, "WHOLE_VALUES", 900)
+    monkeypatch.setattr(heavy, "LIGHT_BYTES", 2000)
     guest, known = await host.guest()
-    await guest.send(*({"id": n, "call": "hang", "args": {}} for n in range(1, 5)))
-    assert "more than 3 requests are under way" in await guest.ended()
+    asked = known.start_call("report", {})
+    number = (await guest.receive())["id"]
+    await guest.send({"id": number, "ok": [[]] * 990})
+    assert await asked == [[]] * 990
+    await guest.send({"id": 99, "ok": [[]] * 1000})
+    assert "more than 1,000 values" in await guest.ended()
     await host.lost(known)
-    await host.until(lambda: host.under_way == 0)
+
+
+@pytest.mark.usefixtures("healthy")
+async def test_an_empty_fragment_that_is_not_the_last_ends_the_connection(host: Host) -> None:
+    guest, known = await host.guest()
+    await guest.send({"frag": 1, "data": "", "last": False})
+    assert await guest.ended() == "a fragment that is not the last is empty"
+    await host.lost(known)
 
 
 @pytest.mark.parametrize("cut", [1, 4, 10])
@@ -331,3 +344,13 @@ async def test_a_call_error_reaches_the_host_as_one(host: Host) -> None:
     with pytest.raises(CallError, match="no") as caught:
         await asked
     assert caught.value.kind == "ValueError"
+
+
+async def test_an_error_of_the_guest_is_cut(host: Host) -> None:
+    guest, known = await host.guest()
+    asked = known.start_call("f", {})
+    message = await guest.receive()
+    await guest.send({"id": message["id"], "error": {"type": "E" * 100_000, "message": "m" * 100_000}})
+    with pytest.raises(CallError) as caught:
+        await asked
+    assert (len(caught.value.kind), len(str(caught.value))) == (peer.KIND_CHARS, peer.ERROR_CHARS)

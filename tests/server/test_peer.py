@@ -6,10 +6,10 @@ import asyncio
 
 import anyio
 import pytest
-from raw_guest import Host
+from raw_guest import Host, RawGuest
 
 from arlm.guest import wire
-from arlm.server import peer
+from arlm.server import connection, heavy, peer
 from arlm.server.peer import CallError, PeerLost
 
 
@@ -193,25 +193,168 @@ async def test_a_guest_with_too_much_under_way_is_not_read_until_some_is_answere
     assert transport.is_reading()
 
 
-async def test_an_error_of_the_host_ends_the_run_and_not_the_process(host: Host) -> None:
+async def served(host: Host, answer: peer.Answer) -> tuple[RawGuest, peer.Peer]:
+    """A guest whose requests get this answer."""
     ticket = host.ticket()
     guest = await host.dial()
     await guest.hello(ticket.token)
     known = await ticket.peer()
+    known.serve(host.tasks, answer)
+    return guest, known
 
-    async def broken(method: str, args: dict) -> None:
-        raise ZeroDivisionError
 
-    async def run_it() -> None:
-        async with anyio.create_task_group() as run:
-            known.serve(run, broken)
-            await guest.send({"id": 1, "call": "echo", "args": {}})
-            await asyncio.Event().wait()
+def cyclic() -> list:
+    loop: list = []
+    loop.append(loop)
+    return loop
 
-    with pytest.raises(BaseExceptionGroup) as caught:
-        await run_it()
-    assert caught.group_contains(ZeroDivisionError)
-    assert (await guest.receive())["error"]["message"] == "echo: cancelled"
+
+def deep() -> list:
+    value: list = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+async def raises(error: BaseException) -> None:
+    raise error
+
+
+async def awaits_what_was_cancelled() -> None:
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+async def gives(value: object) -> object:
+    return value
+
+
+ODD_ANSWERS = {
+    "an error of the host": (
+        lambda: raises(ZeroDivisionError("a secret")),
+        "RuntimeError",
+        "odd: it failed on the host (ZeroDivisionError)",
+    ),
+    "a CancelledError of its own": (lambda: raises(asyncio.CancelledError()), "RuntimeError", "odd: it was cancelled from within"),
+    "a future that was cancelled": (awaits_what_was_cancelled, "RuntimeError", "odd: it was cancelled from within"),
+    "a value that holds itself": (lambda: gives(cyclic()), None, None),
+    "a value too deep": (lambda: gives(deep()), "RecursionError", None),
+    "a set": (lambda: gives({1}), "TypeError", None),
+    "a set in much text": (lambda: gives(["x" * heavy.LIGHT_BYTES, {1}]), "TypeError", None),
+}
+
+
+@pytest.mark.parametrize(("make", "kind", "text"), ODD_ANSWERS.values(), ids=ODD_ANSWERS)
+async def test_an_answer_that_goes_wrong_is_an_error_answer_and_the_others_go_on(host: Host, make, kind, text) -> None:
+    async def answer(method: str, args: dict) -> object:
+        return await (make() if method == "odd" else host.answer(method, args))
+
+    guest, known = await served(host, answer)
+    await guest.send({"id": 1, "call": "hold", "args": {"value": "unharmed"}}, {"id": 2, "call": "odd", "args": {}})
+    message = await guest.receive()
+    assert message["id"] == 2
+    assert kind is None or message["error"]["type"] == kind
+    assert text is None or message["error"]["message"] == text
+    assert "secret" not in str(message)
+    host.release.set()
+    assert (await guest.receive())["ok"] == "unharmed"
+    assert known.lost is None
+
+
+@pytest.mark.parametrize("method", ["hang", "hold"])
+async def test_requests_above_the_number_admitted_wait_and_are_all_answered(
+    host: Host, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(peer, "ADMITTED", 10)
+    guest, known = await host.guest()
+    await guest.send(*({"id": n, "call": method, "args": {"value": n}} for n in range(1, 301)), {"cancel": 300})
+    await host.until(lambda: known.calls_under_way == 300 and host.under_way == 10)
+    assert host.most == 10
+    if method == "hold":
+        host.release.set()
+        assert {n: message.get("ok") for n, message in (await answers(guest, 300)).items()} == {n: n for n in range(1, 300)} | {300: None}
+    else:
+        known.cancel_calls()
+        assert all(message["error"]["message"] == "hang: cancelled" for message in (await answers(guest, 300)).values())
+        assert len(host.cancelled) == 10  # the others were never begun
+    assert known.calls_under_way == 0
+
+
+async def test_a_guest_with_too_many_requests_is_not_read_until_half_of_them_are_answered(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer, "MAX_CALLS", 100)
+    guest, known = await host.guest()
+    await guest.send(*({"id": n, "call": "hold", "args": {"value": n}} for n in range(1, 1001)))
+    await host.until(lambda: host.under_way == 100)
+    assert known.calls_under_way == 100
+    assert not known._transport.is_reading()
+    host.release.set()
+    assert {number: message["ok"] for number, message in (await answers(guest, 1000)).items()} == {n: n for n in range(1, 1001)}
+    assert known.lost is None
+
+
+async def test_a_run_that_ends_answers_all_that_waited(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "ADMITTED", 10)
+    ticket = host.ticket()
+    guest = await host.dial()
+    await guest.hello(ticket.token)
+    known = await ticket.peer()
+    async with anyio.create_task_group() as run:
+        known.serve(run, host.answer)
+        await guest.send(*({"id": n, "call": "hang", "args": {}} for n in range(1, 301)))
+        await host.until(lambda: known.calls_under_way == 300 and host.under_way == 10)
+        run.cancel_scope.cancel()
+    assert {message["error"]["message"] for message in (await answers(guest, 300)).values()} == {"hang: cancelled"}
+    assert known.calls_under_way == 0
+
+
+@pytest.mark.parametrize(
+    "flood", [{"note": ""}, {"id": 1, "call": "echo", "args": {}}, {"id": 1, "ok": 1}], ids=["notes", "one id again and again", "answers"]
+)
+async def test_the_loop_gets_a_turn_between_the_messages_of_a_flood(host: Host, flood: wire.Message) -> None:
+    guest, known = await host.guest()
+    handed = turns = most = 0
+
+    def count(real):
+        def receive(message: wire.Message, size: int) -> None:
+            nonlocal handed
+            handed += 1
+            real({"note": ""} if "call" in message else message, size)
+
+        return receive
+
+    known.receive = count(known.receive)  # type: ignore[method-assign]
+    known.on_note = lambda _note: None
+    guest.writer.write(b"".join(wire.encode(flood)) * 20_000)
+    while handed < 20_000:
+        before = handed
+        await asyncio.sleep(0)
+        turns, most = turns + 1, max(most, handed - before)
+    assert most <= connection.TURN_MESSAGES
+    assert turns >= 20_000 / connection.TURN_MESSAGES
+
+
+async def test_messages_keep_their_order_around_a_large_one(host: Host) -> None:
+    guest, known = await host.guest()
+    heard: asyncio.Queue = asyncio.Queue()
+    known.on_note = heard.put_nowait
+    large = {"note": "large", "text": "x" * (3 * wire.FRAGMENT_CHARS)}
+    medium = {"note": "medium", "text": "y" * heavy.LIGHT_BYTES}
+    sent = [{"note": "first"}, large, {"note": "second"}, medium, {"note": "third"}]
+    await guest.send(b"".join(b"".join(wire.encode(message)) for message in sent))
+    assert [await heard.get() for _ in sent] == sent
+
+
+async def test_a_large_message_is_read_to_its_end_when_the_guest_leaves_right_after_it(host: Host) -> None:
+    guest, known = await host.guest()
+    asked = known.start_call("f", {})
+    number = (await guest.receive())["id"]
+    await guest.send({"id": number, "ok": "x" * (2 * wire.FRAGMENT_CHARS)})
+    await guest.close()
+    assert len(await asked) == 2 * wire.FRAGMENT_CHARS
+    assert await host.lost(known) == "the connection was closed by the other side"
 
 
 async def test_losing_a_peer_is_told_once_with_the_first_reason(host: Host) -> None:

@@ -30,6 +30,7 @@ leave = os._exit  # the real one: a worker replaces os._exit for its cells
 MAX_BACKLOG = 8 * 1024 * 1024  # bytes waiting for a slow host before relayed workers are no longer read
 PARENT_CHECK_SECONDS = 0.5  # how often the parent is looked at where the kernel cannot tell of its death
 MAX_DESCRIPTORS = os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") > 0 else 65536
+MAX_UNSENT = 256 * 1024 * 1024  # bytes that may wait for one relayed worker
 FORGET_AT = 64  # folders of runs before those that are gone are looked for
 STEP_SECONDS = 0.005  # of collecting and killing in one turn of the loop: others' requests wait no longer for it
 PAUSE_SECONDS = (0.002, 0.1)  # the first and the longest pause before looking again for what is to be killed; each is twice the last
@@ -371,6 +372,8 @@ class Supervisor:
         child = self._by_name.get(message["worker"])
         if child is not None and child.relay is not None:
             child.unsent += message["data"].encode("latin-1")
+            if len(child.unsent) > MAX_UNSENT:
+                processes.kill(child.pid)  # it does not read; the other workers' memory is not its to fill
 
     def _watch_signals(self) -> None:
         self._signals, writer = os.pipe()

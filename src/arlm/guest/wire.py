@@ -22,14 +22,15 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 VERSION = 1
 HEADER = struct.Struct(">I")
 MAX_FRAME = 16 * 1024 * 1024  # bytes; the longest fragment frame is 4 MiB (4-byte code points) plus escapes
 FRAGMENT_CHARS = 1024 * 1024  # about 1 MiB a frame: small enough to share a connection, large enough to cost nothing
-MAX_MESSAGE = 128 * 1024 * 1024  # characters of one message, and of all unfinished ones of a connection together
+MAX_MESSAGE = 64 * 1024 * 1024  # characters of one message, and of all unfinished ones of a connection together
 MAX_UNFINISHED = 16  # fragmented messages that may be under way at once
+MAX_FRAGMENTS = 65536  # of one message; those of our own side number MAX_MESSAGE / FRAGMENT_CHARS
 
 Message = Dict[str, Any]
 _numbers = itertools.count(1)
@@ -62,23 +63,35 @@ def encode(message: Message, max_message: int = MAX_MESSAGE) -> List[bytes]:
         TooLarge: the message is longer than ``max_message`` characters.
         TypeError, ValueError: JSON cannot carry it.
     """
-    text = dumps(message)
+    return frames(dumps(message), max_message)
+
+
+def frames(text: str, max_message: int = MAX_MESSAGE) -> List[bytes]:
+    """The frames of a message that is JSON text already. Raises TooLarge."""
     if len(text) <= FRAGMENT_CHARS:
         return [frame(text.encode("utf-8", "surrogatepass"))]
     if len(text) > max_message:
         raise TooLarge(f"a message of {len(text):,} characters is too large: one call may carry {max_message:,}")
     number = next(_numbers)
-    frames = []
+    pieces = []
     for start in range(0, len(text), FRAGMENT_CHARS):
         part = {"frag": number, "data": text[start : start + FRAGMENT_CHARS], "last": start + FRAGMENT_CHARS >= len(text)}
-        frames.append(frame(dumps(part).encode("utf-8", "surrogatepass")))
-    return frames
+        pieces.append(frame(dumps(part).encode("utf-8", "surrogatepass")))
+    return pieces
 
 
-def parse(payload: bytes) -> Message:
-    """The JSON object of one frame's payload."""
+def decoded(payload: bytes) -> str:
+    """The text of a frame's payload. Raises WireError."""
     try:
-        message = json.loads(payload.decode("utf-8", "surrogatepass"))
+        return payload.decode("utf-8", "surrogatepass")
+    except ValueError as error:
+        raise WireError(f"a frame is not JSON: {str(error)[:100]}") from None
+
+
+def parse(text: str, loads: Callable[[str], Any] = json.loads) -> Message:
+    """The JSON object that is a frame's text. Raises WireError."""
+    try:
+        message = loads(text)
     except (ValueError, RecursionError) as error:
         raise WireError(f"a frame is not JSON: {str(error)[:100]}") from None
     if not isinstance(message, dict):
@@ -102,26 +115,52 @@ class Decoder:
 
     def feed(self, data: bytes) -> List[Message]:
         """Take bytes; return the messages they complete, in order. Raises WireError."""
-        buffer = self._buffer
-        buffer += data
+        self.push(data)
         messages: List[Message] = []
         self.sizes = []
-        at = 0
-        try:
-            while len(buffer) - at >= HEADER.size:
-                (length,) = HEADER.unpack_from(buffer, at)
-                if length > self.max_frame:
-                    raise WireError(f"a frame of {length:,} bytes is longer than the {self.max_frame:,} allowed")
-                end = at + HEADER.size + length
-                if end > len(buffer):
-                    break
-                message = self._assemble(parse(bytes(buffer[at + HEADER.size : end])), length)
-                at = end
-                if message is not None:
-                    messages.append(message)
-        finally:
-            del buffer[:at]
-        return messages
+        while True:
+            payload = self.take()
+            if payload is None:
+                return messages
+            complete = self.message(payload)
+            if complete is not None:
+                messages.append(complete[0])
+                self.sizes.append(complete[1])
+
+    def push(self, data: bytes) -> None:
+        """Take bytes, for ``take``."""
+        self._buffer += data
+
+    def take(self) -> Optional[bytes]:
+        """The payload of the next whole frame, or None. Raises WireError."""
+        if len(self._buffer) < HEADER.size:
+            return None
+        (length,) = HEADER.unpack_from(self._buffer)
+        if length > self.max_frame:
+            raise WireError(f"a frame of {length:,} bytes is longer than the {self.max_frame:,} allowed")
+        end = HEADER.size + length
+        if end > len(self._buffer):
+            return None
+        payload = bytes(self._buffer[HEADER.size : end])
+        del self._buffer[:end]
+        return payload
+
+    def weight(self, payload: bytes) -> int:
+        """About how many characters ``message`` has to look at for this payload."""
+        return len(payload) + self._unfinished_chars
+
+    def message(self, payload: bytes, loads: Callable[[str], Any] = json.loads) -> Optional[Tuple[Message, int]]:
+        """The message that a payload is or completes, with its size; None for a fragment that completes none. Raises WireError.
+
+        Args:
+            payload: from ``take``, in order.
+            loads: parses JSON text; raises ValueError or RecursionError.
+        """
+        message = parse(decoded(payload), loads)
+        if "frag" not in message:
+            return message, len(payload)
+        text = self._assemble(message)
+        return None if text is None else (parse(text, loads), len(text))
 
     def end(self) -> None:
         """Say that no more bytes come. Raises WireError when they ended inside a frame or a message."""
@@ -130,13 +169,12 @@ class Decoder:
         if self._unfinished:
             raise WireError("the connection ended in the middle of a message")
 
-    def _assemble(self, message: Message, length: int) -> Optional[Message]:
-        if "frag" not in message:
-            self.sizes.append(length)
-            return message
+    def _assemble(self, message: Message) -> Optional[str]:
         number, data, last = message["frag"], message.get("data"), message.get("last")
         if type(number) is not int or not isinstance(data, str) or not isinstance(last, bool):
             raise WireError("a fragment needs frag, data and last")
+        if not data and not last:
+            raise WireError("a fragment that is not the last is empty")
         self._unfinished_chars += len(data)
         if self._unfinished_chars > self.max_message:
             raise WireError(f"messages of more than {self.max_message:,} characters are under way")
@@ -144,12 +182,13 @@ class Decoder:
         if len(self._unfinished) > MAX_UNFINISHED:
             raise WireError(f"more than {MAX_UNFINISHED} fragmented messages are under way")
         parts.append(data)
+        if len(parts) > MAX_FRAGMENTS:
+            raise WireError(f"a message has more than {MAX_FRAGMENTS:,} fragments")
         if not last:
             return None
         text = "".join(self._unfinished.pop(number))
         self._unfinished_chars -= len(text)
-        self.sizes.append(len(text))
-        return parse(text.encode("utf-8", "surrogatepass"))
+        return text
 
 
 def kind(message: Message) -> str:
