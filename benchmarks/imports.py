@@ -35,7 +35,7 @@ def case(name: str) -> Figures:
 
 BENCHMARK = Benchmark(
     claim="`import arlm` in a fresh interpreter",
-    cases={f"import {name}": partial(case, name) for name in ("arlm", "asyncio", "anyio", "openai")},
+    cases={f"import {name}": partial(case, name) for name in ("arlm", "arlm.rlm", "asyncio", "anyio", "openai")},
     rounds=10,
     sampled=False,
 )

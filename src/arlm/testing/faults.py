@@ -23,13 +23,18 @@ from ..environments import forkserver
 from ..environments.process import ProcessREPL, Road
 from ..environments.repl import REPL
 from ..guest import processes
+from ..rlm import run
+from ..types import Message
 from .bench import Subject, alive_here, open_bench
 from .cases_process import DETACHED
+from .scripted import ScriptedLM
 
 BEGUN = b"begun\n"
 KILL_WITHIN_SECONDS = 0.5  # a driver has been through all its stages by then
 CANCEL_WITHIN_SECONDS = 0.15
 SETTLE_SECONDS = 2.0  # what is promised: nothing of a killed host runs after it
+
+LAST_CELLS = ("await llm_query_async('hang')", "while True: print('busy')", "import subprocess\nsubprocess.run(['sleep', '600'])")
 
 Driver = Callable[[], Awaitable[None]]
 
@@ -39,10 +44,9 @@ async def _cells(subject: Subject) -> None:
     while True:
         async with open_bench(subject) as bench:
             repls = [bench.repl, bench.another(), bench.another()]
-            cells = ("await llm_query_async('hang')", "while True: print('busy')", "import subprocess\nsubprocess.run(['sleep', '600'])")
             with anyio.move_on_after(1.0):
                 async with anyio.create_task_group() as tasks:
-                    for number, last in enumerate(cells):
+                    for number, last in enumerate(LAST_CELLS):
                         tasks.start_soon(_one, repls[number], last)
 
 
@@ -58,7 +62,23 @@ def _process(transport: Road) -> Driver:
     return lambda: _cells(subject)
 
 
-DRIVERS: dict[str, Driver] = {f"process-{road}": _process(road) for road in get_args(Road)}
+async def _runs() -> None:
+    """Runs through the public function, with sub-calls that hang, processes that detach themselves, and a cell that never ends."""
+    while True:
+        with anyio.move_on_after(1.0):
+            await asyncio.gather(*(run("q", context="c" * 100_000, model=_model(last)) for last in LAST_CELLS))
+
+
+def _model(last: str) -> ScriptedLM:
+    async def sub(messages: list[Message]) -> str:
+        await asyncio.sleep(600 if messages[0]["content"] == "hang" else 0.001)
+        return "ok"
+
+    cells = (DETACHED, "open('file', 'w').close()", "llm_query_batched([str(n) for n in range(500)])[0]", DETACHED, last)
+    return ScriptedLM([f"```repl\n{code}\n```" for code in cells], sub=sub)
+
+
+DRIVERS: dict[str, Driver] = {"run": _runs} | {f"process-{road}": _process(road) for road in get_args(Road)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
