@@ -15,14 +15,29 @@ import coverage
 VARIABLE = "COVERAGE_PROCESS_CONFIG"
 
 
+def untraced(function: Any) -> Any:
+    """A thread's main function, without the tracer in that thread.
+
+    CPython 3.11 can livelock under a tracer: two traced threads that enter functions at the same moment hand the interpreter lock to and
+    fro, and neither takes a step. The threads that run beside a busy one are therefore not measured.
+    """
+
+    def run(*args: Any) -> Any:
+        sys.settrace(None)
+        return function(*args)
+
+    return run
+
+
 def measure() -> None:
     """In the test process: start supervisors under coverage, if this process is under coverage itself."""
     if VARIABLE in os.environ:
-        from arlm.environments import forkserver, process
+        from arlm.environments import forkserver, local, process
 
         plain = forkserver.command
         forkserver.KEPT_VARIABLES += (VARIABLE,)
         forkserver.command = process.command = lambda: [*(command := plain())[:-1], __file__, command[-1]]
+        local.ThreadWorker._main = untraced(local.ThreadWorker._main)
         process.WRITE_ALSO.append(str(Path(__file__).parents[1]))  # where confined workers put what they measured
 
 
@@ -38,6 +53,8 @@ def save_and_leave(status: int, leave: Any = os._exit) -> None:
 
 def save_after_each_cell() -> None:
     """In a worker: before a cell is reported, since a kill may come at any time after that."""
+    link = sys.modules["arlm_guest.link"]
+    link.Link._main = untraced(link.Link._main)
     cells = sys.modules["arlm_guest.cells"]
     plain = cells.Session.run
 
