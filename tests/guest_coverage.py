@@ -32,12 +32,11 @@ def untraced(function: Any) -> Any:
 def measure() -> None:
     """In the test process: start supervisors under coverage, if this process is under coverage itself."""
     if VARIABLE in os.environ:
-        from arlm.environments import forkserver, local, process
+        from arlm.environments import forkserver, process
 
         plain = forkserver.command
         forkserver.KEPT_VARIABLES += (VARIABLE,)
         forkserver.command = process.command = lambda: [*(command := plain())[:-1], __file__, command[-1]]
-        local.ThreadWorker._main = untraced(local.ThreadWorker._main)
         process.WRITE_ALSO.append(str(Path(__file__).parents[1]))  # where confined workers put what they measured
 
 

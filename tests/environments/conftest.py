@@ -106,7 +106,7 @@ LOCAL = conformance.Subject(
 SUBJECTS = [*PROCESSES, LOCAL]
 
 
-@pytest.fixture(params=SUBJECTS, ids=str)
+@pytest.fixture(params=[*PROCESSES, pytest.param(LOCAL, marks=pytest.mark.unmeasured)], ids=str)
 def subject(request: pytest.FixtureRequest) -> conformance.Subject:
     """Each environment in turn."""
     return request.param

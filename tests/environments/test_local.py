@@ -31,6 +31,9 @@ from arlm.testing.scripted import ScriptedLM
 from arlm.types import CellResult, Message
 from held import held
 
+pytestmark = pytest.mark.unmeasured
+
+
 SUBJECT = Subject(name="local", environment=LocalREPL)
 
 
