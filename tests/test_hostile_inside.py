@@ -108,15 +108,16 @@ async def test_a_context_that_cannot_be_loaded_costs_its_question_and_no_later_o
         assert (await session.run("two", context="small", max_iterations=5)).answer == "small"
 
 
+@pytest.mark.unmeasured  # a timer of the cell has to fire between two questions, and the measuring of a cell's end takes longer than that
 async def test_a_worker_that_hangs_between_questions_is_replaced(monkeypatch):
     from arlm.environments import repl
 
     monkeypatch.setattr(repl, "IDLE_SECONDS", 0.3)
-    hang = "import signal, time\nsignal.signal(signal.SIGALRM, lambda *_: time.sleep(60))\nsignal.setitimer(signal.ITIMER_REAL, 0.05)"
+    hang = "import signal, time\nsignal.signal(signal.SIGALRM, lambda *_: time.sleep(60))\nsignal.setitimer(signal.ITIMER_REAL, 0.3)"
     lm = ScriptedLM([cell(hang), final("'x'"), cell("1"), final("context")])
     async with arlm.RLM(model=lm).session() as session:
         await session.run("one", context="the text")
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)
         assert (await session.run("two")).answer == "the text"
         assert "The REPL was restarted" in lm.root_calls[-1].messages[3]["content"]
 
