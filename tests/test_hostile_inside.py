@@ -114,7 +114,8 @@ async def test_a_worker_that_hangs_between_questions_is_replaced(monkeypatch):
 
     monkeypatch.setattr(repl, "IDLE_SECONDS", 0.3)
     hang = "import signal, time\nsignal.signal(signal.SIGALRM, lambda *_: time.sleep(60))\nsignal.setitimer(signal.ITIMER_REAL, 0.3)"
-    lm = ScriptedLM([cell(hang), final("'x'"), cell("1"), final("context")])
+    ends = "answer.update(content='x', ready=True)"  # in the same cell: a timer that hits a second one would hang that instead
+    lm = ScriptedLM([cell(f"{hang}\n{ends}"), cell("1"), final("context")])
     async with arlm.RLM(model=lm).session() as session:
         await session.run("one", context="the text")
         await asyncio.sleep(0.6)
