@@ -106,10 +106,18 @@ async def test_the_system_prompt_lists_every_function_from_the_one_place():
     from arlm.functions import FUNCTIONS
 
     lm = ScriptedLM([final("'x'")])
+    await arlm.run("q", context="c", model=lm, max_depth=2)
+    system = lm.calls[0].messages[0]["content"]
+    assert all(function.signature in system and " ".join(function.doc.split()) in system for function in FUNCTIONS)
+    assert "llm_query(prompt, model=None)" in system
+
+
+async def test_where_there_are_no_children_the_prompt_says_that_rlm_query_is_a_plain_call():
+    lm = ScriptedLM([final("'x'")])
     await arlm.run("q", context="c", model=lm)
     system = lm.calls[0].messages[0]["content"]
-    assert all(function.signature in system and function.doc in system for function in FUNCTIONS)
-    assert "llm_query(prompt, model=None)" in system
+    assert "`rlm_query`, `rlm_query_batched`: the same here, with a plain call" in system
+    assert "REPL of its own" not in system
 
 
 async def test_an_empty_answer_is_asked_for_again_and_accepted_when_insisted():

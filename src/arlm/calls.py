@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import anyio
 
@@ -38,31 +39,34 @@ OnRetry = Callable[[BaseLM, ProviderError, float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The models of a run.
+    """The models of a run tree.
 
     Attributes:
         root: plays the root turns.
-        sub: answers sub-calls that name no model.
-        named: what code may name as ``model=``; root and sub are among them under their own names.
+        subs: by depth, from 1: answers sub-calls made from the depth above, and plays the turns of children there; the last one goes for
+            all deeper.
+        named: what code may name as ``model=``, at every depth; root and subs are among them under their own names.
     """
 
     root: BaseLM
-    sub: BaseLM
+    subs: Sequence[BaseLM]
     named: Mapping[str, BaseLM]
 
     @classmethod
-    def of(cls, model: ModelSpec | None, sub_model: ModelSpec | None, models: Mapping[str, ModelSpec]) -> Models:
+    def of(cls, model: ModelSpec | None, sub_model: ModelSpec | Sequence[ModelSpec] | None, models: Mapping[str, ModelSpec]) -> Models:
         """Resolve what the options name. Raises ConfigError; nothing is sent."""
         root = default_model() if model is None else resolve_model(model)
-        sub = root if sub_model is None else resolve_model(sub_model)
-        return cls(
-            root=root, sub=sub, named={root.name: root, sub.name: sub} | {name: resolve_model(spec) for name, spec in models.items()}
-        )
+        specs = list(sub_model) if isinstance(sub_model, (list, tuple)) else [cast("ModelSpec | None", sub_model)]
+        if not specs:
+            raise ConfigError("sub_model is an empty list; name a model for each depth, the last one for all deeper")
+        subs = [root if spec is None else resolve_model(spec) for spec in specs]
+        own = {lm.name: lm for lm in (root, *subs)}
+        return cls(root=root, subs=subs, named=own | {name: resolve_model(spec) for name, spec in models.items()})
 
-    def pick(self, name: str | None) -> BaseLM:
-        """The model for a sub-call. Raises ConfigError for a name that was not declared."""
+    def pick(self, name: str | None, depth: int) -> BaseLM:
+        """The model for a sub-call or child at ``depth`` (1: below the root). Raises ConfigError for a name that was not declared."""
         if name is None:
-            return self.sub
+            return self.subs[min(depth, len(self.subs)) - 1]
         if name not in self.named:
             raise ConfigError(unknown("model", name, self.named))
         return self.named[name]
@@ -79,29 +83,42 @@ class Models:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Whose calls they are.
+
+    Attributes:
+        tally: counts them.
+        on_retry: told of each failure that will be tried again.
+    """
+
+    tally: Tally
+    on_retry: OnRetry
+
+
 class Caller:
     """Makes the LM calls of one run tree.
 
     Args:
         ledger: the tree's limits.
         max_concurrency: calls in flight at once.
-        on_retry: told of each failure that will be tried again.
-        policy: how it is tried again.
+        policy: how a failed one is tried again.
     """
 
-    def __init__(self, ledger: Ledger, *, max_concurrency: int, on_retry: OnRetry, policy: RetryPolicy | None = None) -> None:
+    def __init__(self, ledger: Ledger, *, max_concurrency: int, policy: RetryPolicy | None = None) -> None:
         self.ledger = ledger
-        self.tally = Tally()
         self._slots = anyio.Semaphore(max_concurrency, fast_acquire=True)
-        self._on_retry = on_retry
         self._policy = policy
         self._estimators: dict[str, Estimator] = {}
         self._reached: set[str] = set()  # models that have answered in this run
 
-    async def complete(self, lm: BaseLM, messages: list[Message], *, sampling: Sampling, last: bool = False) -> Completion:
+    async def complete(
+        self, lm: BaseLM, messages: list[Message], *, sampling: Sampling, account: Account, last: bool = False
+    ) -> Completion:
         """One completion, retried by class of error.
 
         Args:
+            account: whose call it is.
             last: the run's last call, which may use what the ledger held back for it.
 
         Raises:
@@ -112,14 +129,14 @@ class Caller:
         """
 
         def on_retry(error: ProviderError, wait: float) -> None:
-            self._on_retry(lm, error, wait)
+            account.on_retry(lm, error, wait)
 
         failures = 0
 
         async def attempt() -> Completion:
             nonlocal failures
             try:
-                return await self._attempt(lm, messages, sampling, last)
+                return await self._attempt(lm, messages, sampling, account, last)
             except ConnectionFailed as error:
                 failures += 1
                 if failures >= FIRST_TRIES and lm.name not in self._reached:
@@ -128,11 +145,11 @@ class Caller:
 
         return await with_retries(attempt, policy=self._policy, on_retry=on_retry)
 
-    async def _attempt(self, lm: BaseLM, messages: list[Message], sampling: Sampling, last: bool) -> Completion:
+    async def _attempt(self, lm: BaseLM, messages: list[Message], sampling: Sampling, account: Account, last: bool) -> Completion:
         async with self._slots:
             need, sampling = self.need(lm, messages, sampling, last=last)
             reservation = await self.ledger.reserve(need)
-            with self.tally.call(lm.name) as call:
+            with account.tally.call(lm.name) as call:
                 try:
                     completion = _priced(await _asked(lm, messages, sampling))
                 except BaseException as error:

@@ -21,6 +21,9 @@ MAX_SHOWN_SIZES = 5  # sizes of list items that the description names
 
 FOLDER = "contexts"  # of contexts in a run's own folder: workers may read it, and not what stands beside it
 
+PROMPT_CHARS = 8_000_000  # no model takes a prompt of more; about two million tokens
+SHORT_CHARS = 64 * 1024  # a text that fits a frame beside others travels in one: a file costs more than it saves
+
 Kind = Literal["text", "bytes", "json"]
 
 
@@ -39,6 +42,11 @@ class ContextFile:
     kind: Kind
     description: str
     size: int
+
+
+def describe_short(value: Any) -> str | None:
+    """The description of a context that needs no file, or None: a text of at most SHORT_CHARS."""
+    return _describe_text(len(value)) if isinstance(value, str) and 0 < len(value) <= SHORT_CHARS else None
 
 
 async def write_context(value: Any, path: Path, *, may_be_empty: bool = False) -> ContextFile:
@@ -61,6 +69,13 @@ async def write_context(value: Any, path: Path, *, may_be_empty: bool = False) -
     finally:
         given_up.set()
         _given_up.reset(token)
+
+
+async def read_short(file: ContextFile) -> str:
+    """A context's text, for a prompt. Raises ConfigError when it is too long for any model, or no text."""
+    if file.kind == "bytes" or file.size > PROMPT_CHARS:
+        raise ConfigError(f"the context is {file.description}: too much for a plain call; cut it, or raise max_depth")
+    return await anyio.to_thread.run_sync(lambda: file.path.read_bytes().decode("utf-8", "surrogatepass"))
 
 
 _given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=None)
@@ -95,7 +110,11 @@ def _write_text(text: str, path: Path) -> ContextFile:
         for start in range(0, len(text), SLICE):
             _go_on()
             file.write(text[start : start + SLICE].encode("utf-8", "surrogatepass"))
-    return ContextFile(path=path, kind="text", description=f"a str of {len(text):,} characters", size=len(text))
+    return ContextFile(path=path, kind="text", description=_describe_text(len(text)), size=len(text))
+
+
+def _describe_text(chars: int) -> str:
+    return f"a str of {chars:,} characters"
 
 
 def _write_bytes(data: bytes, path: Path) -> ContextFile:

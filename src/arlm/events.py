@@ -126,7 +126,8 @@ class SubcallStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubcallEnded(Event):
-    """A sub-call ended: with ``text``, or with ``error`` (the text code got in its place)."""
+    """A sub-call ended: with ``text``, or with ``error`` (the text code got in its place). ``usage`` is empty where a child run answered:
+    the events of its node have it."""
 
     call: int
     text: str | None
@@ -142,6 +143,30 @@ class ToolCalled(Event):
     name: str
     arguments: str
     error: str | None
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildStarted(Event):
+    """A child run began: a sub-call became a node of its own, ``node``. Its ``SubcallStarted`` is the last number of that name, in its
+    parent. ``context``: its description."""
+
+    depth: int
+    model: str
+    prompt: str
+    context: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildEnded(Event):
+    """A child run is over; the fields are those of RunEnded. ``usage`` is its own and that of all below it."""
+
+    depth: int
+    answer: JSON
+    stop_reason: str
+    error: str | None
+    usage: Mapping[str, JSON]
+    iterations: int
     duration_s: float
 
 
@@ -186,6 +211,8 @@ AnyEvent = (
     | SubcallStarted
     | SubcallEnded
     | ToolCalled
+    | ChildStarted
+    | ChildEnded
     | CallRetried
     | LimitReached
     | RunEnded

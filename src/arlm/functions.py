@@ -29,17 +29,21 @@ class Asking(Protocol):
     def max_concurrency(self) -> int:
         """Sub-calls in flight at once."""
 
+    @property
+    def max_children(self) -> int:
+        """Children at once."""
+
     async def subcall(self, function: str, prompt: str, model: str | None) -> JSON:
         """One sub-call: ``{"text": …}``, or ``{"failed": "Error: …"}``. Never raises but for cancellation."""
 
-    async def child(self, function: str, prompt: str, model: str | None) -> JSON:
+    async def child(self, function: str, prompt: str, model: str | None, context: Context | None) -> JSON:
         """The same by a child run, where the depth allows it."""
 
     async def tool(self, name: str, args: dict[str, Any]) -> JSON:
         """One call of a tool of the user's. Raises CallError, also when there is no such tool."""
 
 
-Ask = Callable[[str, str, str | None], Awaitable[JSON]]
+Context = dict[str, JSON]  # {"value": …}, or {"same": name} for one that the REPL was given
 
 
 async def llm_query(run: Asking, prompt: str, model: str | None = None) -> Reply:
@@ -49,17 +53,30 @@ async def llm_query(run: Asking, prompt: str, model: str | None = None) -> Reply
 
 async def llm_query_batched(run: Asking, prompts: list[str], model: str | None = None) -> Replies:
     """Ask for many prompts at once, side by side. Returns the texts in the same order."""
-    return await _side_by_side(run, run.subcall, "llm_query_batched", prompts, model)
+
+    async def ask(number: int) -> JSON:
+        return await run.subcall("llm_query_batched", prompts[number], model)
+
+    return await _side_by_side(ask, len(prompts), run.max_concurrency)
 
 
-async def rlm_query(run: Asking, prompt: str, model: str | None = None) -> Reply:
-    """Ask a recursive language model, which gets a REPL of its own with `prompt` as its `context`."""
-    return await run.child("rlm_query", prompt, model)
+async def rlm_query(run: Asking, prompt: str, model: str | None = None, context: Context | None = None) -> Reply:
+    """Give a question to a recursive language model: it works in a REPL of its own, where its `context` is the value `context`, or `prompt`
+    itself. For a part of the work that needs several steps; `llm_query` is faster and cheaper for what one reading can answer."""
+    return await run.child("rlm_query", prompt, model, context)
 
 
-async def rlm_query_batched(run: Asking, prompts: list[str], model: str | None = None) -> Replies:
-    """`rlm_query` for many prompts at once."""
-    return await _side_by_side(run, run.child, "rlm_query_batched", prompts, model)
+async def rlm_query_batched(
+    run: Asking, prompts: list[str], model: str | None = None, contexts: list[Context | None] | None = None
+) -> Replies:
+    """`rlm_query` for many prompts at once; `contexts`: a value for each."""
+
+    async def ask(number: int) -> JSON:
+        return await run.child("rlm_query_batched", prompts[number], model, None if contexts is None else contexts[number])
+
+    if contexts is not None and len(contexts) != len(prompts):
+        raise CallError("ValueError", f"rlm_query_batched(): {len(prompts):,} prompts and {len(contexts):,} contexts")
+    return await _side_by_side(ask, len(prompts), run.max_children)
 
 
 Reply = JSON
@@ -69,10 +86,11 @@ KINDS = {"Reply": "reply", "Replies": "replies"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplFunction:
-    """A REPL function as the host knows it; ``async_name`` is the name of its awaitable form."""
+    """A REPL function as the host knows it; ``async_name`` is the name of its awaitable form, ``recursive``: it starts child runs."""
 
     answer: Callable[..., Awaitable[JSON]]
     async_name: str | None = None
+    recursive: bool = False
 
     @property
     def name(self) -> str:
@@ -92,8 +110,15 @@ class ReplFunction:
     def specs(self) -> list[dict[str, JSON]]:
         """For the hello: the plain form, and the awaitable one if there is one."""
         returns = KINDS[str(self.answer.__annotations__["return"])]
-        split = self.params()[0][0] if returns == "replies" else None
-        plain = {"name": self.name, "method": self.name, "doc": self.doc, "params": self.params(), "returns": returns, "split": split}
+        plain = {
+            "name": self.name,
+            "method": self.name,
+            "doc": self.doc,
+            "params": self.params(),
+            "returns": returns,
+            "split": self.params()[0][0] if returns == "replies" else None,
+            "context": next((str(param[0]) for param in self.params() if str(param[0]) in ("context", "contexts")), None),
+        }
         forms = [{**plain, "awaitable": False}]
         if self.async_name is not None:
             forms.append({**plain, "name": self.async_name, "awaitable": True})
@@ -111,13 +136,21 @@ class ReplFunction:
             raise CallError("TypeError", f"{self.name}() takes {', '.join(sorted(names))}")
         for name, *_ in self.params():
             value, wanted = args.get(name), str(annotations[name])
-            fits = {
-                "str": isinstance(value, str),
-                "str | None": value is None or isinstance(value, str),
-                "list[str]": isinstance(value, list) and all(isinstance(item, str) for item in value),
-            }[wanted]
-            if not fits:
+            if not _FITS[wanted](value):
                 raise CallError("TypeError", f"{self.name}(): {name} must be {wanted}, not {type(value).__name__}")
+
+
+def _is_context(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and ("value" in value or isinstance(value.get("same"), str)))
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "str | None": lambda value: value is None or isinstance(value, str),
+    "list[str]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    "Context | None": _is_context,
+    "list[Context | None] | None": lambda value: value is None or (isinstance(value, list) and all(map(_is_context, value))),
+}
 
 
 @functools.cache
@@ -129,8 +162,8 @@ def _params(answer: Callable[..., Awaitable[JSON]]) -> list[list[JSON]]:
 FUNCTIONS: tuple[ReplFunction, ...] = (
     ReplFunction(answer=llm_query, async_name="llm_query_async"),
     ReplFunction(answer=llm_query_batched),
-    ReplFunction(answer=rlm_query, async_name="rlm_query_async"),
-    ReplFunction(answer=rlm_query_batched),
+    ReplFunction(answer=rlm_query, async_name="rlm_query_async", recursive=True),
+    ReplFunction(answer=rlm_query_batched, recursive=True),
 )
 _BY_NAME = {function.name: function for function in FUNCTIONS}
 
@@ -155,19 +188,19 @@ async def answer(run: Asking, method: str, args: dict[str, Any]) -> JSON:
     return await function.answer(run, **args)
 
 
-async def _side_by_side(run: Asking, ask: Ask, function: str, prompts: list[str], model: str | None) -> Replies:
-    replies: list[JSON] = [None] * len(prompts)
-    left = iter(enumerate(prompts))
+async def _side_by_side(ask: Callable[[int], Awaitable[JSON]], count: int, at_once: int) -> Replies:
+    replies: list[JSON] = [None] * count
+    left = iter(range(count))
 
     async def work() -> None:
-        for number, prompt in left:
-            replies[number] = await ask(function, prompt, model)
+        for number in left:
+            replies[number] = await ask(number)
             if number % ITEMS_A_TURN == ITEMS_A_TURN - 1:
                 await anyio.lowlevel.checkpoint()
 
     async with anyio.create_task_group() as task_group:
-        for number in range(min(len(prompts), run.max_concurrency)):
+        for number in range(min(count, at_once)):
             if number % STARTS_A_TURN == STARTS_A_TURN - 1:
                 await anyio.lowlevel.checkpoint()
-            task_group.start_soon(work, name=function)
+            task_group.start_soon(work, name="sub-calls")
     return replies

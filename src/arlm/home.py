@@ -1,4 +1,4 @@
-"""What a REPL needs to live: a private folder, the handler its worker connects to, and a place. Owned by whoever opens it."""
+"""Where a run lives: a site (a place with a folder and a handler) and, in it, homes: a REPL each. Owned by whoever opens it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import inspect
 import itertools
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import functions
-from .context import FOLDER, write_context
+from .context import FOLDER, ContextFile, describe_short, write_context
 from .environments.base import Environment, Place
 from .environments.repl import REPL, Loaded
 from .errors import ConfigError
@@ -23,35 +23,75 @@ from .lifetimes import finish
 from .options import RunOptions, unknown
 from .plugins import ENVIRONMENTS, resolve
 from .server.handler import LMHandler
-from .tools import Tools
+from .tools import Tool, Tools
 from .types import JSON
 
 KEPT_CHARS = 1_000_000  # of a question and of its answer in `history`
 
 
 @dataclass(slots=True, kw_only=True)
-class Home:
-    """An open place with one REPL, and what its runs have in common.
+class Site:
+    """An open place, with the private folder and the handler that go with it. It holds any number of homes.
 
     Attributes:
         environment: the environment's name.
+        scratch: the folder, removed with the site.
+    """
+
+    environment: str
+    scratch: Path
+    handler: LMHandler
+    place: Place
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _paths: dict[Path, str] = field(default_factory=dict)
+    _values: dict[int, tuple[Tool, ContextFile]] = field(default_factory=dict)
+
+    async def write(self, value: Any, *, may_be_empty: bool = False) -> ContextFile:
+        """Write a value into a file of its own. Raises ConfigError, SandboxError."""
+        # A new file each time: the thread that wrote for a cancelled question may still be at it.
+        return await write_context(value, self.scratch / FOLDER / f"context.{next(self._numbers)}", may_be_empty=may_be_empty)
+
+    async def put(self, file: ContextFile) -> str:
+        """The path of a file as workers see it; each file is put in place once."""
+        if file.path not in self._paths:
+            self._paths[file.path] = await self.place.put(file)
+        return self._paths[file.path]
+
+    async def value_of(self, tool: Tool) -> ContextFile:
+        """The file of a tool that is a value, written once. Raises ConfigError, SandboxError."""
+        if id(tool) not in self._values:
+            self._values[id(tool)] = (tool, await self.write(tool.tool, may_be_empty=True))
+        return self._values[id(tool)][1]
+
+    def remove(self, file: ContextFile) -> None:
+        """Remove a file that nobody reads any more, unless it is the user's own."""
+        self._paths.pop(file.path, None)
+        if file.path.is_relative_to(self.scratch):
+            file.path.unlink(missing_ok=True)
+
+
+@dataclass(slots=True, kw_only=True)
+class Home:
+    """One REPL in a site, and what its runs have in common.
+
+    Attributes:
+        files: the contexts that came as files, by name.
         contexts: how many contexts were given; the newest is also ``context``.
         cells: how many cells were run.
         history: earlier questions and answers, oldest first.
         tools, values: the user's own functions and values, and what each value is.
     """
 
-    scratch: Path
-    environment: str
-    place: Place
+    site: Site
     repl: REPL
+    tools: Tools
+    files: dict[str, ContextFile] = field(default_factory=dict)
     contexts: int = 0
     cells: int = 0
     history: list[dict[str, JSON]] = field(default_factory=list)
-    tools: Tools = field(default_factory=Tools)
     values: dict[str, str] = field(default_factory=dict)
     _descriptions: dict[str, str] = field(default_factory=dict)
-    _files: itertools.count[int] = field(default_factory=itertools.count)
+    _own: list[ContextFile] = field(default_factory=list)
 
     @property
     def description(self) -> str:
@@ -62,17 +102,28 @@ class Home:
     async def add_values(self) -> None:
         """Put the tools that are values in place. Raises ConfigError, SandboxError."""
         for name, tool in self.tools.values.items():
-            file = await write_context(tool.tool, self.scratch / FOLDER / f"tool_{name}", may_be_empty=True)
-            await self.repl.load(Loaded(name=name, aliases=(), path=await self.place.put(file), kind=file.kind))
+            file = await self.site.value_of(tool)
+            await self.repl.load(Loaded(name=name, aliases=(), path=await self.site.put(file), kind=file.kind))
             self.values[name] = file.description
 
     async def add_context(self, value: Any) -> None:
         """Put a context in place as ``context_N`` and ``context``. Raises ConfigError, SandboxError."""
-        # A new file each time: the thread that wrote for a cancelled question may still be at it.
-        file = await write_context(value, self.scratch / FOLDER / f"context.{next(self._files)}")
+        if (description := describe_short(value)) is not None:
+            await self._add(Loaded(name=f"context_{self.contexts}", aliases=("context",), value=value), description)
+            return
+        file = await self.site.write(value)
+        self._own.append(file)
+        await self.add_file(file)
+
+    async def add_file(self, file: ContextFile) -> None:
+        """The same for a context that is a file already: another home's, for instance. Raises SandboxError."""
         name = f"context_{self.contexts}"
-        self._descriptions[name] = file.description
-        await self.repl.load(Loaded(name=name, aliases=("context",), path=await self.place.put(file), kind=file.kind))
+        self.files[name] = file
+        await self._add(Loaded(name=name, aliases=("context",), path=await self.site.put(file), kind=file.kind), file.description)
+
+    async def _add(self, loaded: Loaded, description: str) -> None:
+        self._descriptions[loaded.name] = description
+        await self.repl.load(loaded)
         self.contexts += 1
 
     def remember(self, prompt: str, answer: JSON) -> None:
@@ -80,40 +131,94 @@ class Home:
         kept = answer if len(dumps(answer)) <= KEPT_CHARS else f"{str(answer)[:KEPT_CHARS]}… [cut]"
         self.history.append({"prompt": prompt[:KEPT_CHARS], "answer": kept})
 
+    async def close(self) -> None:
+        """Kill the worker with everything below it, then remove the contexts that were written for it."""
+        await self.repl.close()
+        for file in self._own:
+            await asyncio.to_thread(self.site.remove, file)
+
 
 @asynccontextmanager
-async def open_home(environment: Environment, options: RunOptions) -> AsyncIterator[Home]:
-    """Open a place of ``environment`` with a REPL that is not started yet.
+async def open_site(environment: Environment, *, memory_limit: int | None) -> AsyncIterator[Site]:
+    """Open a place of ``environment``.
 
-    It may be left in another task than it was entered in. Leaving it kills the worker with everything below it and removes the folder, also
-    when the block is cancelled, once or twice.
+    It may be left in another task than it was entered in. Leaving it kills every worker of the place and removes the folder, also when the
+    block is cancelled, once or twice.
 
     Raises:
-        ConfigError: a tool cannot be one.
+        ConfigError: the environment cannot do what is asked.
         SandboxError: the place cannot be opened.
     """
-    tools = Tools.of(options["tools"])
-    environment.check(memory_limit=options["memory_limit"])
+    environment.check(memory_limit=memory_limit)
     scratch = Path(tempfile.mkdtemp(prefix="arlm-", dir=_short_folder()))
     try:
         (scratch / FOLDER).mkdir()
         async with LMHandler(transport=environment.transport, directory=scratch) as handler, environment.open(handler, scratch) as place:
-            repl = REPL(
-                place,
-                handler,
-                name="the REPL",
-                functions=functions.specs() + tools.specs(),
-                cell_timeout=options["cell_timeout"],
-                memory_limit=options["memory_limit"],
-            )
-            try:
-                home = Home(scratch=scratch, environment=environment.name, place=place, repl=repl, tools=tools)
-                await home.add_values()
-                yield home
-            finally:
-                await finish(repl.close, what="the REPL")
+            yield Site(environment=environment.name, scratch=scratch, handler=handler, place=place)
     finally:
         await finish(lambda: asyncio.to_thread(remove_tree, str(scratch)), what=str(scratch))
+
+
+@asynccontextmanager
+async def settle(site: Site, tools: Tools, options: RunOptions, *, name: str = "the REPL") -> AsyncIterator[Home]:
+    """A home in a site, with a REPL that is not started yet. Leaving it kills its worker with everything below it, as ``open_site`` does.
+
+    Raises:
+        ConfigError: a tool's value cannot be one.
+        SandboxError: it could not be written.
+    """
+    repl = REPL(
+        site.place,
+        site.handler,
+        name=name,
+        functions=functions.specs() + tools.specs(),
+        cell_timeout=options["cell_timeout"],
+        memory_limit=options["memory_limit"],
+    )
+    home = Home(site=site, repl=repl, tools=tools)
+    try:
+        await home.add_values()
+        yield home
+    finally:
+        await finish(home.close, what=name)
+
+
+@asynccontextmanager
+async def open_home(environment: Environment, options: RunOptions) -> AsyncIterator[Home]:
+    """``open_site`` and ``settle`` in one, for a root."""
+    tools = Tools.of(options["tools"])
+    async with open_site(environment, memory_limit=options["memory_limit"]) as site, settle(site, tools, options) as home:
+        yield home
+
+
+class SubSite:
+    """The site of a run's children where ``sub_environment`` names one: opened by the first child, for all of them.
+
+    Use it as an async context manager; leaving it closes the site.
+    """
+
+    def __init__(self, environment: Environment, options: RunOptions) -> None:
+        environment.check(memory_limit=options["memory_limit"])
+        self.environment = environment.name
+        self._environment = environment
+        self._memory_limit = options["memory_limit"]
+        self._stack = AsyncExitStack()
+        self._lock = asyncio.Lock()
+        self._site: Site | None = None
+
+    async def get(self) -> Site:
+        """The site. Raises SandboxError; the next child tries again."""
+        async with self._lock:
+            if self._site is None:
+                opening = open_site(self._environment, memory_limit=self._memory_limit)
+                self._site = await self._stack.enter_async_context(opening)
+            return self._site
+
+    async def __aenter__(self) -> SubSite:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await finish(self._stack.aclose, what="the children's place")
 
 
 def find_environment(environment: str | Environment, options: Mapping[str, Any]) -> Environment:

@@ -13,7 +13,7 @@ from .events import CellEnded, CellStarted, TurnAnswered, TurnStarted
 from .ledger import Need
 from .node import Node, cell_dict, usage_dict
 from .parsing import CodeBlock, code_blocks
-from .types import CellResult, Completion, Message, Result
+from .types import CellResult, Completion, Message
 
 MAX_EMPTY = 3  # empty replies in a row: a model that says nothing three times says nothing
 
@@ -41,8 +41,8 @@ class _Answered(Exception):
         self.answer = answer
 
 
-async def solve(node: Node, answers: Answers) -> Result:
-    """Run the loop to its end.
+async def solve(node: Node, answers: Answers) -> tuple[Any, str]:
+    """Run the loop to its end; returns the answer and the stop reason.
 
     Raises:
         LimitError: a limit ended it and there is no answer to give (``on_limit="raise"``, ``max_errors``, no room for a last call).
@@ -69,7 +69,7 @@ async def solve(node: Node, answers: Answers) -> Result:
             failed = failed + 1 if any(cell.error for cell in cells) else 0
             _check_failures(node, failed, empty, completion)
     except _Answered as done:
-        return node.result(done.answer, "answered" if node.limit is None else node.limit.limit)
+        return done.answer, "answered" if node.limit is None else node.limit.limit
     except LimitError as error:
         if isinstance(error, ErrorLimit):
             raise
@@ -86,14 +86,12 @@ def open_history(node: Node, system: str, first: str) -> None:
 async def _ask(node: Node) -> Completion:
     """One root turn's reply."""
     node.iterations += 1
-    node.emit(
-        TurnStarted(
-            run_id=node.run_id, node=node.name, iteration=node.iterations, max_iterations=node.options["max_iterations"], left=node.left()
-        )
-    )
-    _hold_back(node)
+    most, left = node.options["max_iterations"], node.tree.left()
+    node.tree.emit(TurnStarted(run_id=node.run_id, node=node.name, iteration=node.iterations, max_iterations=most, left=left))
+    if node.is_root:
+        _hold_back(node)
     began = time.monotonic()
-    completion = await node.caller.complete(node.models.root, list(node.messages), sampling=node.options["sampling"])
+    completion = await _complete(node, node.messages)
     _heard(node, completion, began)
     return completion
 
@@ -101,7 +99,7 @@ async def _ask(node: Node) -> Completion:
 def _heard(node: Node, completion: Completion, began: float) -> None:
     node.last_reply = completion.text or node.last_reply
     node.add({"role": "assistant", "content": completion.text})
-    node.emit(
+    node.tree.emit(
         TurnAnswered(
             run_id=node.run_id,
             node=node.name,
@@ -116,8 +114,9 @@ def _heard(node: Node, completion: Completion, began: float) -> None:
 
 def _hold_back(node: Node) -> None:
     """Keep room for the last call: the history as it is now, and an answer."""
-    need, _ = node.caller.need(node.models.root, node.messages, node.options["sampling"], last=True)
-    node.caller.ledger.hold_back(need if node.caller.ledger.estimates else Need(last=True))
+    caller = node.tree.caller
+    need, _ = caller.need(node.lm, node.messages, node.sampling, last=True)
+    caller.ledger.hold_back(need if caller.ledger.estimates else Need(last=True))
 
 
 async def _run_blocks(node: Node, blocks: list[CodeBlock], completion: Completion) -> tuple[list[CellResult], list[str]]:
@@ -140,12 +139,12 @@ async def _run_blocks(node: Node, blocks: list[CodeBlock], completion: Completio
 
 async def _run_cell(node: Node, code: str) -> CellResult:
     number = node.begin_cell()
-    node.emit(CellStarted(run_id=node.run_id, node=node.name, iteration=node.iterations, cell=number, code=code))
+    node.tree.emit(CellStarted(run_id=node.run_id, node=node.name, iteration=node.iterations, cell=number, code=code))
     cell = await node.repl.run_cell(code, number)
     calls, failures = node.cell_calls()
     cell = replace(cell, calls=calls, failures=failures)
     node.record(node.iterations, code, cell)
-    node.emit(CellEnded(run_id=node.run_id, node=node.name, iteration=node.iterations, cell=number, **cell_dict(cell)))
+    node.tree.emit(CellEnded(run_id=node.run_id, node=node.name, iteration=node.iterations, cell=number, **cell_dict(cell)))
     return cell
 
 
@@ -169,7 +168,7 @@ def _check_failures(node: Node, failed: int, empty: int, completion: Completion)
             if completion.finish_reason == "length"
             else (f"finish_reason: {completion.finish_reason}; try another model")
         )
-        raise ProviderError(f"{node.models.root.name} answered nothing {empty} times in a row ({why})", provider=node.models.root.provider)
+        raise ProviderError(f"{node.lm.name} answered nothing {empty} times in a row ({why})", provider=node.lm.provider)
 
 
 def _tell(node: Node, text: str) -> None:
@@ -177,29 +176,32 @@ def _tell(node: Node, text: str) -> None:
 
 
 def _turn_line(node: Node) -> str:
-    return prompts.turn(node.iterations + 1, node.options["max_iterations"], node.left(), node.subcalls)
+    return prompts.turn(node.iterations + 1, node.options["max_iterations"], node.tree.left(), node.subcalls)
 
 
-async def _last_answer(node: Node, answers: Answers, text: str) -> Result:
-    """The one call that was held back: an answer from what there is. ``text``: what the last cells did."""
+async def _last_answer(node: Node, answers: Answers, text: str) -> tuple[Any, str]:
+    """The one call that was held back for the root: an answer from what there is. ``text``: what the last cells did.
+
+    A child that a limit of the tree has ended has nothing held back: its parent is told.
+    """
     reason = "iterations" if node.limit is None else node.limit.limit
-    if node.limit is not None and node.options["on_limit"] == "raise":
+    if node.limit is not None and (not node.is_root or node.options["on_limit"] == "raise"):
         raise node.limit
     request = prompts.last_call(reason, answers.schema)
     opening = node.messages[:2]
     node.add({"role": "user", "content": f"{text}\n\n{request}" if text else request})
     began = time.monotonic()
     try:
-        completion = await _complete_last(node, node.messages)
+        completion = await _complete(node, node.messages, last=node.is_root)
     except LimitError:  # what the cells printed does not fit any more: the question alone may
-        completion = await _complete_last(node, [*opening, {"role": "user", "content": request}])
+        completion = await _complete(node, [*opening, {"role": "user", "content": request}], last=node.is_root)
     _heard(node, completion, began)
     try:
-        return node.result(answers.parse(completion.text), reason)
+        return answers.parse(completion.text), reason
     except ValueError as error:
         limit = node.limit or LimitError("max_iterations", node.iterations, node.options["max_iterations"])
         raise limit from error
 
 
-async def _complete_last(node: Node, messages: list[Message]) -> Completion:
-    return await node.caller.complete(node.models.root, list(messages), sampling=node.options["sampling"], last=True)
+async def _complete(node: Node, messages: list[Message], *, last: bool = False) -> Completion:
+    return await node.tree.caller.complete(node.lm, list(messages), sampling=node.sampling, account=node.account(), last=last)

@@ -81,18 +81,25 @@ class RunOptions(TypedDict, total=False):
         ModelSpec | None,
         Option(None, "The root model: 'provider/name', a BaseLM or an async function. None: the first provider whose key is set."),
     ]
-    sub_model: Annotated[ModelSpec | None, Option(None, "The model of sub-calls. None: `model`.")]
+    sub_model: Annotated[
+        ModelSpec | Sequence[ModelSpec] | None,
+        Option(None, "The model of sub-calls and children. A list: one for each depth, the last for all deeper. None: `model`."),
+    ]
     models: Annotated[
         Mapping[str, ModelSpec],
         Option({}, "Further models that code may name as `model=`: name to model.", _is(Mapping, "a dict of name to model")),
     ]
     environment: Annotated[str | Environment, Option("process", "Where code runs: a name, or an environment object.")]
     environment_options: Annotated[Mapping[str, Any], Option({}, "Options of the environment named.", _is(Mapping, "a dict"))]
-    sub_environment: Annotated[str | Environment | None, Option(None, "Where children run. None: in the parent's place.")]
+    sub_environment: Annotated[
+        str | Environment | None, Option(None, "Where children run, in one place for all of them. None: in the parent's place.")
+    ]
     max_depth: Annotated[int, Option(1, "1: `rlm_query` is a plain call; 2: one level of child runs; and so on.", _whole(1))]
     max_iterations: Annotated[int, Option(30, "Root turns.", _whole(1))]
     max_concurrency: Annotated[int, Option(256, "LM calls in flight over the whole tree.", _whole(1))]
-    max_repls: Annotated[int, Option(256, "REPLs alive at once over the whole tree.", _whole(1))]
+    max_repls: Annotated[
+        int, Option(256, "REPLs that run at once over the whole tree; one whose cell waits for children does not count.", _whole(1))
+    ]
     max_calls: Annotated[int, Option(5_000, "LM calls over the whole tree, retries included; one is kept for the last answer.", _whole(1))]
     max_total_tokens: Annotated[int | None, Option(None, "Input and output tokens over the whole tree.", _or_none(_whole(1)))]
     max_cost_usd: Annotated[
@@ -115,7 +122,7 @@ class RunOptions(TypedDict, total=False):
         Mapping[str, Any] | Sequence[Any],
         Option({}, "Functions and values for the REPL: a dict of name to function, value or `arlm.Tool`, or a list of functions."),
     ]
-    sub_tools: Annotated[Mapping[str, Any] | Sequence[Any] | None, Option(None, "The children's tools. None: the same; {}: none.")]
+    sub_tools: Annotated[Mapping[str, Any] | Sequence[Any] | None, Option(None, "The children's tools. None: their parent's; {}: none.")]
     system_prompt: Annotated[str | None, Option(None, "Replaces arlm's system prompt, word for word.", _or_none(_is(str, "a str")))]
     instructions: Annotated[str | None, Option(None, "Added to the system prompt.", _or_none(_is(str, "a str")))]
     compaction: Annotated[
@@ -131,8 +138,6 @@ class RunOptions(TypedDict, total=False):
 
 
 NOT_YET: dict[str, str] = {
-    "sub_environment": "children have no place of their own yet",
-    "sub_tools": "child runs, whose tools these would be, are not here yet",
     "compaction": "compaction is not here yet",
 }
 
@@ -166,8 +171,6 @@ def resolve(given: Mapping[str, Any], *, base: RunOptions | None = None) -> RunO
             raise ConfigError(f"{name} must be {wrong}, not {value!r}")
         if name in NOT_YET and value != _DECLARED[name].default:
             raise ConfigError(f"{name}: {NOT_YET[name]}")
-    if values["max_depth"] > 1:
-        raise ConfigError("max_depth: child runs are not here yet; with 1, rlm_query is a plain call")
     return cast("RunOptions", values)
 
 

@@ -46,15 +46,23 @@ A reply without a ```repl block runs nothing: the work goes on until `answer["re
 """
 
 
-def system_prompt(replacement: str | None, instructions: str | None, tools: str = "") -> str:
-    """The system message: ours with the lines about ``tools``, or ``replacement`` word for word; then ``instructions``."""
-    text = _ours(tools) if replacement is None else replacement
+def system_prompt(replacement: str | None, instructions: str | None, tools: str = "", *, children: bool = False) -> str:
+    """The system message: ours with the lines about ``tools``, or ``replacement`` word for word; then ``instructions``.
+
+    Args:
+        children: whether ``rlm_query`` starts a child run; else it is said to be a plain call.
+    """
+    text = _ours(tools, children) if replacement is None else replacement
     return text if not instructions else f"{text.rstrip()}\n\n{instructions}"
 
 
 @functools.lru_cache(maxsize=64)
-def _ours(tools: str) -> str:
-    functions = "\n".join(f"- `{function.signature}`: {function.doc}" for function in FUNCTIONS)
+def _ours(tools: str, children: bool) -> str:
+    listed = [function for function in FUNCTIONS if children or not function.recursive]
+    functions = "\n".join(f"- `{function.signature}`: {' '.join(function.doc.split())}" for function in listed)
+    if not children:
+        plain = ", ".join(f"`{function.name}`" for function in FUNCTIONS if function.recursive)
+        functions += f"\n- {plain}: the same here, with a plain call for each prompt."
     asynchronous = ", ".join(f"`{function.async_name}`" for function in FUNCTIONS if function.async_name)
     functions += f"\n- {asynchronous}: the same as coroutines, for `await` and `asyncio.gather`."
     functions += f"\n{tools}" if tools else ""

@@ -5,28 +5,28 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import anyio
-import anyio.abc
 
 from . import prompts
 from .answers import answers_of
 from .calls import Caller, Models
-from .clients.base import BaseLM
-from .errors import ArlmError, ConfigError, LimitError, ProviderError, RunTimeout, describe
-from .events import CallRetried, Emit, RunEnded, RunStarted
-from .functions import answer
-from .home import Home, find_environment, open_home
+from .clients.tally import Tally
+from .errors import ConfigError, LimitError, RunTimeout, describe
+from .events import Emit, RunEnded, RunStarted
+from .home import Home, SubSite, find_environment, open_home
 from .ledger import Ledger
-from .lifetimes import finish
 from .listeners import open_listeners
-from .loop import Answers, open_history, solve
+from .loop import Answers
 from .node import Node
 from .options import RunOptions
-from .tools import THREADS
+from .recursion import run_node
+from .slots import ReplSlots
+from .tools import THREADS, Tools
+from .tree import Tree
 from .types import Result
 
 LIMITS = ("max_iterations", "max_calls", "max_total_tokens", "max_cost_usd", "timeout", "max_errors")
@@ -45,18 +45,31 @@ async def run_once(prompt: str, options: RunOptions, *, listeners: Sequence[Emit
     models = Models.of(options["model"], options["sub_model"], options["models"])
     await models.check_prices(options["max_cost_usd"])
     environment = None if home else find_environment(options["environment"], options["environment_options"])
+    named = options["sub_environment"]
+    sub_environment = None if named is None else find_environment(named, {})
+    sub_tools = None if options["sub_tools"] is None else Tools.of(options["sub_tools"], option="sub_tools")
     answers = answers_of(options["output_type"])
     run_id = secrets.token_hex(6)
     async with open_listeners(options, run_id, listeners) as emit:
-        where = home.environment if environment is None and home is not None else "" if environment is None else environment.name
-        run = _Run(prompt=prompt, options=options, models=models, answers=answers, environment=where, emit=emit, run_id=run_id)
+        where = home.site.environment if home is not None else "" if environment is None else environment.name
+        run = _Run(
+            prompt=prompt,
+            options=options,
+            models=models,
+            answers=answers,
+            environment=where,
+            emit=emit,
+            run_id=run_id,
+            sub_tools=sub_tools,
+        )
         try:
             with anyio.move_on_after(options["timeout"]) as scope:
                 async with AsyncExitStack() as stack:
                     if environment is not None:
                         home = await stack.enter_async_context(open_home(environment, options))
                     assert home is not None
-                    result = await run.solve(home, stays=environment is None)
+                    below = None if sub_environment is None else await stack.enter_async_context(SubSite(sub_environment, options))
+                    result = await run.solve(home, sub_site=below, stays=environment is None)
             if scope.cancelled_caught:
                 assert options["timeout"] is not None
                 raise RunTimeout("timeout", time.monotonic() - run.started, options["timeout"])
@@ -76,56 +89,48 @@ class _Run:
     environment: str
     emit: Emit
     run_id: str
+    sub_tools: Tools | None
     started: float = field(default_factory=time.monotonic)
-    caller: Caller = field(init=False)
-    deadline: float | None = field(init=False)
+    began_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    tally: Tally = field(default_factory=Tally)
     node: Node | None = None
     announced: bool = False
 
-    def __post_init__(self) -> None:
-        limits = self.options
-        ledger = Ledger(max_calls=limits["max_calls"], max_total_tokens=limits["max_total_tokens"], max_cost_usd=limits["max_cost_usd"])
-        self.caller = Caller(ledger, max_concurrency=limits["max_concurrency"], on_retry=self._retried)
-        self.deadline = None if limits["timeout"] is None else asyncio.get_running_loop().time() + limits["timeout"]
-
-    async def solve(self, home: Home, *, stays: bool) -> Result:
-        """Load the context, start the REPL behind the first call, run the loop. ``stays``: the home is used again."""
+    async def solve(self, home: Home, *, sub_site: SubSite | None, stays: bool) -> Result:
+        """Load the context and run the root. ``stays``: the home is used again."""
         await home.repl.begin_run(cell_timeout=self.options["cell_timeout"], on_output=self._show_output, history=home.history)
         opening = await self._open_context(home)
         node = self.node = Node(
-            run_id=self.run_id,
+            tree=self._tree(sub_site),
             prompt=self.prompt,
             context=home.description,
-            options=self.options,
-            models=self.models,
-            caller=self.caller,
+            lm=self.models.root,
             repl=home.repl,
-            emit=self.emit,
-            deadline=self.deadline,
-            cell=home.cells,
             tools=home.tools,
-            tool_threads=anyio.CapacityLimiter(THREADS),
+            tally=self.tally,
+            cell=home.cells,
         )
         self._announce(home.description)
-        tools = home.tools.describe(home.values)
-        system = prompts.system_prompt(self.options["system_prompt"], self.options["instructions"], tools)
-        open_history(node, system, opening + prompts.form(self.answers.schema))
-        result: Result | None = None
-        try:
-            async with _bare_task_group() as task_group:
-                home.repl.serve(task_group, lambda method, args: answer(node, method, args))
-                task_group.start_soon(home.repl.start, name="start of the REPL")
-                result = await solve(node, self.answers)
-                task_group.cancel_scope.cancel()
-        finally:
-            home.cells = node.cell
-            home.repl.stop_serving()
-            if stays:
-                await finish(home.repl.end_cell, what="the run's last cell")
-        if result is None:
-            raise ArlmError("the run was cancelled from inside: a task of it raised CancelledError")
+        result = await run_node(node, home, self.answers, opening=opening, stays=stays)
         home.remember(self.prompt, result.trajectory()["answer"])
         return result
+
+    def _tree(self, sub_site: SubSite | None) -> Tree:
+        limits = self.options
+        ledger = Ledger(max_calls=limits["max_calls"], max_total_tokens=limits["max_total_tokens"], max_cost_usd=limits["max_cost_usd"])
+        timeout = limits["timeout"]
+        return Tree(
+            run_id=self.run_id,
+            options=limits,
+            models=self.models,
+            caller=Caller(ledger, max_concurrency=limits["max_concurrency"]),
+            emit=self.emit,
+            deadline=None if timeout is None else self.began_at + timeout,
+            slots=ReplSlots(limits["max_repls"]),
+            sub_tools=self.sub_tools,
+            sub_site=sub_site,
+            tool_threads=anyio.CapacityLimiter(THREADS),
+        )
 
     def _show_output(self, text: str) -> None:
         if self.node is not None:
@@ -151,14 +156,11 @@ class _Run:
                 prompt=self.prompt,
                 context=context,
                 model=self.models.root.name,
-                sub_model=self.models.sub.name,
+                sub_model=self.models.pick(None, 1).name,
                 environment=self.environment,
                 limits={name: value for name, value in self.options.items() if name in LIMITS and value is not None},
             )
         )
-
-    def _retried(self, lm: BaseLM, error: ProviderError, wait: float) -> None:
-        self.emit(CallRetried(run_id=self.run_id, model=lm.name, error=describe(error), wait_s=wait))
 
     def failed(self, error: BaseException) -> None:
         """The run ends with an error; a limit gets the partial result."""
@@ -179,26 +181,8 @@ class _Run:
                 answer=None if result is None else result.trajectory()["answer"],
                 stop_reason=None if result is None else result.stop_reason,
                 error=error,
-                usage=self.caller.tally.summary().to_dict(),
+                usage=self.tally.summary().to_dict(),
                 iterations=0 if self.node is None else self.node.iterations,
                 duration_s=time.monotonic() - self.started,
             )
         )
-
-
-@asynccontextmanager
-async def _bare_task_group() -> AsyncIterator[anyio.abc.TaskGroup]:
-    """A task group whose first error leaves it bare, never in an exception group."""
-    failure: BaseException | None = None
-    try:
-        async with anyio.create_task_group() as task_group:
-            yield task_group
-    except BaseExceptionGroup as group:
-        failure = _first(group)
-    if failure is not None:
-        raise failure
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    leaf = group.exceptions[0]
-    return _first(leaf) if isinstance(leaf, BaseExceptionGroup) else leaf

@@ -52,26 +52,28 @@ class Tools:
     values: Mapping[str, Tool] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | Sequence[Any]) -> Tools:
-        """Sort out what ``tools=`` was given.
+    def of(cls, given: Mapping[str, Any] | Sequence[Any], *, option: str = "tools") -> Tools:
+        """Sort out what ``tools=`` or ``sub_tools=`` was given.
 
         That is a dict of name to function, value, Tool or ``{"tool": …, "description": …}``, or a list of functions.
 
         Raises:
             ConfigError: a name is reserved or no identifier, a listed thing has no name, or a value is not JSON.
         """
-        named = dict(given) if isinstance(given, Mapping) else _by_their_names(given)
+        if not isinstance(given, (Mapping, list, tuple)):
+            raise ConfigError(f"{option} must be a dict of name to function or value, or a list of functions, not {type(given).__name__}")
+        named = dict(given) if isinstance(given, Mapping) else _by_their_names(given, option)
         tools = {name: _tool(thing) for name, thing in named.items()}
         reserved = functions.reserved_names()
         for name, tool in tools.items():
             if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-                raise ConfigError(f"tools: {name!r} cannot be a name in Python")
+                raise ConfigError(f"{option}: {name!r} cannot be a name in Python")
             if name in reserved:
-                raise ConfigError(f"tools: {name!r} is a name of the REPL itself; reserved are: {', '.join(sorted(reserved))}")
+                raise ConfigError(f"{option}: {name!r} is a name of the REPL itself; reserved are: {', '.join(sorted(reserved))}")
             if tool.timeout is not None and not (isinstance(tool.timeout, (int, float)) and tool.timeout > 0):
-                raise ConfigError(f"tools: the timeout of {name!r} must be above 0 seconds, not {tool.timeout!r}")
+                raise ConfigError(f"{option}: the timeout of {name!r} must be above 0 seconds, not {tool.timeout!r}")
             if not callable(tool.tool) and not isinstance(tool.tool, (bytes, str)):
-                check_json(tool.tool, f"tools[{name!r}]")
+                check_json(tool.tool, f"{option}[{name!r}]")
         return cls(
             functions={name: tool for name, tool in tools.items() if callable(tool.tool)},
             values={name: tool for name, tool in tools.items() if not callable(tool.tool)},
@@ -170,13 +172,13 @@ def _tool(thing: Any) -> Tool:
     return Tool(tool=thing)
 
 
-def _by_their_names(things: Sequence[Any]) -> dict[str, Any]:
+def _by_their_names(things: Sequence[Any], option: str) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for thing in things:
         name = getattr(_tool(thing).tool, "__name__", None)
         if not callable(_tool(thing).tool) or name is None:
-            raise ConfigError(f"tools: a list holds functions; {thing!r:.80} has no name: pass tools={{'name': …}}")
+            raise ConfigError(f"{option}: a list holds functions; {thing!r:.80} has no name: pass tools={{'name': …}}")
         if name in named:
-            raise ConfigError(f"tools: two functions are called {name!r}; pass tools={{'name': …}}")
+            raise ConfigError(f"{option}: two functions are called {name!r}; pass tools={{'name': …}}")
         named[name] = thing
     return named

@@ -160,8 +160,10 @@ class Result:
         usage: everything the run and its children used, by model.
         duration_s: wall-clock seconds.
         iterations: root turns taken.
-        children: the results of child runs, in the order they were started.
+        children: the results of child runs, in the order they were started; those that failed or were cancelled too.
         run_id: the id under which events and the log name this run.
+        error: of a child that gave no answer: what ended it, as text; its ``stop_reason`` is then ``"failed"``, ``"cancelled"`` or the
+            limit's name. None of a run that answered; a root run without an answer raises instead.
     """
 
     answer: Any
@@ -171,6 +173,7 @@ class Result:
     iterations: int
     children: tuple[Result, ...] = ()
     run_id: str = ""
+    error: str | None = None
     _trajectory: Mapping[str, JSON] = field(default_factory=dict, repr=False)
 
     @property

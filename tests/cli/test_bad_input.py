@@ -57,7 +57,8 @@ def check(done, code, *words):
         pytest.param(("-m", "demo/demo", "--max-cost-usd", "1"), ("--max-cost-usd is set", "price of demo/demo is unknown"), id="price"),
         pytest.param(("-m", "demo/demo", "--memory-limit", "lots"), ("no size", "512MB"), id="memory limit"),
         pytest.param(("-m", "demo/demo", "--memory-limit", "1kB"), ("--memory-limit must be",), id="tiny memory limit"),
-        pytest.param(("-m", "demo/demo", "--max-depth", "2"), ("--max-depth: child runs are not here yet",), id="not built yet"),
+        pytest.param(("-m", "demo/demo", "--max-depth", "0"), ("--max-depth must be a whole number of at least 1",), id="depth"),
+        pytest.param(("-m", "demo/demo", "--sub-environment", "moon"), ("unknown environment 'moon'",), id="children's environment"),
         pytest.param(("-m", "demo/demo", "--system-prompt-file", "nowhere.txt"), ("nowhere.txt cannot be read",), id="prompt file"),
         pytest.param(
             ("-m", "demo/demo", "--system-prompt-file", "a", "--system-prompt", "b"), ("exclude each other",), id="two system prompts"

@@ -57,7 +57,7 @@ def batched(link: EchoLink) -> Any:
 def test_pieces_are_bounded_and_lose_nothing(items: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stubs, "BATCH_CHARS", 100)
-        pieces = list(stubs._pieces(items))
+        pieces = [items[begin:end] for begin, end, _ in stubs._pieces(items, None)]
     assert [item for piece in pieces for item in piece] == items
     assert all(sum(len(item) + 16 for item in piece[:-1]) + len(piece[-1]) <= 100 for piece in pieces if len(piece) > 1)
     assert all(pieces)

@@ -11,6 +11,8 @@ from ..events import (
     CellEnded,
     CellOutput,
     CellStarted,
+    ChildEnded,
+    ChildStarted,
     LimitReached,
     MessagesAdded,
     RunEnded,
@@ -23,6 +25,7 @@ from ..events import (
 from ..types import JSON
 from .text import count, dollars, one_line, seconds, short, usage_words
 
+ROOT = "root"
 FENCE = "```"
 GIST_CHARS = 64  # so that a turn with its counts fits a line
 
@@ -65,7 +68,8 @@ class Counts:
 
     Attributes:
         turn: the root turn under way, and ``over`` the one that just ended, until somebody takes it.
-        started, done, failed: sub-calls; ``failed`` is a part of ``done``.
+        started, done, failed: sub-calls at every depth; ``failed`` is a part of ``done``.
+        children, children_done: those of them that became child runs.
         retries: calls that failed and were tried again.
         usage: the final sums, once the run has ended.
         activity: what happens now, in a few words.
@@ -77,6 +81,8 @@ class Counts:
     started: int = 0
     done: int = 0
     failed: int = 0
+    children: int = 0
+    children_done: int = 0
     retries: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
@@ -93,6 +99,9 @@ class Counts:
     def take(self, event: AnyEvent) -> None:
         """Fold one event in."""
         self.over = None
+        if event.node != ROOT:
+            self._take_of_child(event)
+            return
         match event:
             case RunStarted():
                 self.activity = "loading the context"
@@ -127,13 +136,30 @@ class Counts:
                 self._end_turn()
                 self.usage = event.usage
 
+    def _take_of_child(self, event: AnyEvent) -> None:
+        """Of what happens inside children the sums are kept, and who is at work."""
+        match event:
+            case ChildStarted():
+                self.children += 1
+                self.activity = f"a child begins: {one_line(event.prompt, 80)}"
+            case ChildEnded():
+                self.children_done += 1
+            case TurnAnswered():
+                self._used(event.usage)
+            case SubcallStarted():
+                self.started += 1
+            case SubcallEnded():
+                self._subcall_ended(event)
+            case CallRetried():
+                self.retries += 1
+
     def _subcall_ended(self, event: SubcallEnded) -> None:
         self.done += 1
         if event.error is None:
             self.activity = f"a model answers: {one_line(event.text or '', 80)}"
         elif event.error != "cancelled":
             self.failed += 1
-            self.turn.failed += 1
+            self.turn.failed += event.node == ROOT
             self.activity = f"a sub-call failed: {one_line(event.error, 160)}"
         self._used(event.usage)
 
@@ -153,6 +179,8 @@ class Counts:
         if self.started:
             failed = f", {self.failed:,} failed" if self.failed else ""
             parts.append(f"sub-calls: {self.done:,} done, {self.open:,} open{failed}")
+        if self.children:
+            parts.append(f"children: {self.children_done:,} done, {self.children - self.children_done:,} at work")
         if self.retries:
             parts.append(count(self.retries, "retry").replace("retrys", "retries"))
         parts += [f"{short(self.tokens_in)} tokens in, {short(self.tokens_out)} out", dollars(self.cost)]

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..events import AnyEvent, CallRetried, CellEnded, CellStarted, LimitReached, MessagesAdded, RunStarted, TurnStarted
-from .counts import FENCE, Counts
+from .counts import FENCE, ROOT, Counts
 from .output import say
 from .text import one_line, printable
 
@@ -56,6 +56,8 @@ class Display:
     def _lines(self, event: AnyEvent) -> Iterator[tuple[str, str]]:
         if self.counts.over is not None:
             yield self.counts.over.words(), "turn"
+        if event.node != ROOT and not isinstance(event, LimitReached):
+            return
         match event:
             case RunStarted():
                 sub = f", sub-calls by {event.sub_model}" if event.sub_model != event.model else ""
@@ -92,7 +94,7 @@ class Plain(Display):
         while True:
             await asyncio.sleep(PLAIN_S / 4)
             counts = self.counts
-            said = f"{counts.started} {counts.done} {counts.retries} {counts.turn.number}"
+            said = f"{counts.started} {counts.done} {counts.children_done} {counts.retries} {counts.turn.number}"
             if said != self._said and time.monotonic() - self._said_at >= PLAIN_S:
                 self._said = said
                 again = f" · {counts.activity}" if counts.activity.startswith("tries again") else ""

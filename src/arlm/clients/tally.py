@@ -19,9 +19,14 @@ _TOKEN_FIELDS = ("input_tokens", "output_tokens", "cached_tokens", "cache_write_
 
 
 class Tally:
-    """Sums over calls. Safe for calls on several loops in several threads."""
+    """Sums over calls. Safe for calls on several loops in several threads.
 
-    def __init__(self) -> None:
+    Args:
+        parent: gets every call too: the sums of a child are part of its parent's.
+    """
+
+    def __init__(self, parent: Tally | None = None) -> None:
+        self._parent = parent
         self._lock = threading.Lock()
         self._sums: dict[str, _Sum] = {}
 
@@ -41,6 +46,8 @@ class Tally:
             if total is None:
                 total = self._sums[name] = _Sum()
             total.add(usage, failed=failed, cancelled=cancelled)
+        if self._parent is not None:
+            self._parent.add(name, usage, failed=failed, cancelled=cancelled)
 
     def remember(self, usage: TokenUsage) -> None:
         """Make ``usage`` the running task's last call."""

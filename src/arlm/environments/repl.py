@@ -33,15 +33,18 @@ MAX_NOTES = 20  # remarks of a cell that are passed on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A context in place: ``name`` and ``aliases`` in the namespace, read from ``path`` as the worker sees it."""
+    """A context in place: ``name`` and ``aliases`` in the namespace, read from ``path`` as the worker sees it; or ``value``."""
 
     name: str
     aliases: tuple[str, ...]
-    path: str
-    kind: str
+    path: str = ""
+    kind: str = "text"
+    value: str | None = None
 
     def args(self) -> dict[str, JSON]:
         """As the worker's ``load`` takes it."""
+        if self.value is not None:
+            return {"name": self.name, "aliases": list(self.aliases), "value": self.value}
         return {"name": self.name, "aliases": list(self.aliases), "path": self.path, "kind": self.kind}
 
 
@@ -193,6 +196,10 @@ class REPL:
         except (TimeoutError, CallError, PeerLost):  # an earlier cell left it so: the next cell gets a new one, and says what was lost
             await worker.kill()
             peer.lose("it did not answer between two questions")
+
+    def show(self, on_output: Callable[[str], None]) -> None:
+        """From now on, pass pieces of a running cell's output on."""
+        self._show = on_output
 
     def stop_serving(self) -> None:
         """A run is over: refuse calls until the next one."""

@@ -83,9 +83,13 @@ class Call:
 
 
 class Calls:
-    """The guest's end of a connection, as far as it does not matter how frames travel: requests, and answers to the host's."""
+    """The guest's end of a connection, as far as it does not matter how frames travel: requests, and answers to the host's.
+
+    ``loaded`` has the contexts that the host put in place, by name: one that goes back to it goes by its name.
+    """
 
     def __init__(self) -> None:
+        self.loaded: Dict[str, Any] = {}
         self._numbers = itertools.count(1)
         self._pending: Dict[int, Call] = {}
         self._pid = os.getpid()

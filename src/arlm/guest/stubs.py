@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import inspect
-from typing import Any, Callable, Dict, Generator, List, Optional, cast
+from typing import Any, Callable, Dict, Generator, List, Optional, Tuple, cast
 
 from . import wire
 from .link import Call, CallFailed, Calls
@@ -47,8 +47,8 @@ def build(specs: List[Dict[str, Any]], link: Calls) -> Dict[str, Callable[..., A
     """Functions by name for the specs of the host's hello.
 
     A spec: ``name``, ``doc``, ``params`` (``[name]`` or ``[name, default]`` each; None for a tool, which takes anything), ``returns``
-    ("reply", "replies" or "json"), ``split`` (the list parameter by which a batch is sent in pieces, or None), ``awaitable`` (an async
-    function), ``method``.
+    ("reply", "replies" or "json"), ``split`` (the list parameter by which a batch is sent in pieces, or None), ``context`` (the parameter
+    that takes a value for a child, or with ``split`` a list of as many; or None), ``awaitable`` (an async function), ``method``.
     """
     return {spec["name"]: _stub(spec, link) for spec in specs}
 
@@ -83,20 +83,22 @@ def _function(spec: Dict[str, Any], link: Calls) -> Any:
             for name, *default in spec["params"]
         ]
     )
-    name, method, returns, split = spec["name"], spec["method"], spec["returns"], spec["split"]
+    name, method, returns, split, context = spec["name"], spec["method"], spec["returns"], spec["split"], spec.get("context")
 
     def bind(args: Any, kwargs: Any) -> Dict[str, Any]:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}(): {error}") from None
         bound.apply_defaults()
+        if context is not None and split is None:
+            bound.arguments[context] = _context(link, f"{name}(): {context}", bound.arguments[context])
         return bound.arguments
 
     def plain(*args: Any, **kwargs: Any) -> Any:
-        try:
-            arguments = bind(args, kwargs)
-        except TypeError as error:
-            raise TypeError(f"{name}(): {error}") from None
+        arguments = bind(args, kwargs)
         if split is not None:
-            return Replies(_batch(link, method, arguments, split))
+            return Replies(_batch(link, method, arguments, split, context))
         return _value(_ask(link, method, arguments), returns)
 
     async def awaitable(*args: Any, **kwargs: Any) -> Any:
@@ -155,24 +157,36 @@ async def _ask_async(link: Calls, method: str, arguments: Dict[str, Any]) -> Any
         raise
 
 
-def _batch(link: Calls, method: str, arguments: Dict[str, Any], split: str) -> List[Reply]:
-    items = arguments[split]
-    if isinstance(items, (str, bytes)) or not hasattr(items, "__iter__"):
-        raise TypeError(f"{method}(): {split} must be a list of str, not {type(items).__name__}")
-    items = list(items)
+def _context(link: Calls, where: str, value: Any) -> Optional[Dict[str, Any]]:
+    """A value for a child as it is sent: one that the host put here by its name, any other as it is."""
+    if value is None:
+        return None
+    for known, loaded in link.loaded.items():
+        if loaded is value:
+            return {"same": known}
+    if not is_json(value):
+        raise TypeError(f"{where} is no JSON value ({type(value).__name__}); pass text, numbers, lists and dicts with str keys")
+    return {"value": value}
+
+
+def _batch(link: Calls, method: str, arguments: Dict[str, Any], split: str, context: Optional[str]) -> List[Reply]:
+    items = _items(method, arguments, split)
     for position, item in enumerate(items):
         if not isinstance(item, str):
             raise TypeError(f"{method}(): {split}[{position}] must be a str, not {type(item).__name__}")
+    beside = _beside(link, method, arguments, context, len(items)) if context is not None else None
     under_way: List[Call] = []
     replies: List[Reply] = []
     sizes: List[int] = []
     try:
-        for piece in _pieces(items):
-            size = sum(map(len, piece))
+        for begin, end, size in _pieces(items, beside):
             while under_way and sum(sizes) + size > WINDOW_CHARS:
                 replies += _collect(under_way[0])
                 del under_way[0], sizes[0]
-            under_way.append(_request(link, method, {**arguments, split: piece}))
+            piece = {**arguments, split: items[begin:end]}
+            if context is not None and beside is not None:
+                piece[context] = beside[begin:end]
+            under_way.append(_request(link, method, piece))
             sizes.append(size)
         while under_way:
             replies += _collect(under_way[0])
@@ -185,21 +199,43 @@ def _batch(link: Calls, method: str, arguments: Dict[str, Any], split: str) -> L
     return replies
 
 
+def _items(method: str, arguments: Dict[str, Any], name: str) -> List[Any]:
+    given = arguments[name]
+    if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
+        raise TypeError(f"{method}(): {name} must be a list, not {type(given).__name__}")
+    return list(given)
+
+
+def _beside(link: Calls, method: str, arguments: Dict[str, Any], context: str, count: int) -> Optional[List[Any]]:
+    """A batch's contexts: one for each of its ``count`` prompts, or None."""
+    if arguments[context] is None:
+        return None
+    contexts = _items(method, arguments, context)
+    if len(contexts) != count:
+        raise ValueError(f"{method}(): {count:,} prompts and {len(contexts):,} {context}; give one for each prompt")
+    return [_context(link, f"{method}(): {context}[{position}]", value) for position, value in enumerate(contexts)]
+
+
 def _collect(call: Call) -> List[Reply]:
     return [_value(answer, "reply") for answer in call.wait()]
 
 
-def _pieces(items: List[str]) -> Generator[List[str], None, None]:
-    piece: List[str] = []
-    size = 0
-    for item in items:
-        if piece and size + len(item) > BATCH_CHARS:
-            yield piece
-            piece, size = [], 0
-        piece.append(item)
-        size += len(item) + 16
-    if piece:
-        yield piece
+def _pieces(items: List[str], beside: Optional[List[Any]]) -> Generator[Tuple[int, int, int], None, None]:
+    """Where to cut a batch: begin, end and size of each piece."""
+    begin = size = 0
+    for position, item in enumerate(items):
+        chars = len(item) + 16 + (_chars(beside[position]) if beside is not None else 0)
+        if position > begin and size + chars > BATCH_CHARS:
+            yield begin, position, size
+            begin, size = position, 0
+        size += chars
+    if items:
+        yield begin, len(items), size
+
+
+def _chars(context: Optional[Dict[str, Any]]) -> int:
+    value = None if context is None else context.get("value")
+    return 0 if value is None else len(value) if isinstance(value, str) else len(wire.dumps(value))
 
 
 def exception(error: CallFailed) -> Exception:

@@ -157,9 +157,10 @@ class Requests:
         self._link.answer(number, finish)
 
     def _load(self, number: int, args: Dict[str, Any]) -> None:
-        """Put a context in place (``path``, ``kind``, ``name`` and ``aliases``), or ``history``; gives a fresh ``answer``."""
-        if "path" in args:
-            value = self._read(args["path"], args["kind"])
+        """Put a context in place (``name``, ``aliases``; ``path`` and ``kind``, or ``value``), or ``history``; gives a fresh ``answer``."""
+        if "name" in args:
+            value = args["value"] if "value" in args else self._read(args["path"], args["kind"])
+            self._link.loaded[args["name"]] = value
             for name in (args["name"], *args.get("aliases", ())):
                 self._session.reserved[name] = value
         if "history" in args:

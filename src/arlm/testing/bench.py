@@ -123,6 +123,7 @@ def _spec(
         "params": [*params],
         "returns": returns,
         "split": split,
+        "context": None,
         "awaitable": awaitable,
     }
 
