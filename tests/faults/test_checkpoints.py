@@ -15,6 +15,7 @@ from arlm.environments import forkserver
 from arlm.testing.checkpoints import act_at, count_steps
 from arlm.testing.scripted import ScriptedLM
 from leaks import held, left_since
+from programs import ProgramLM, run
 
 Work = Callable[[], Awaitable[object]]
 
@@ -50,7 +51,22 @@ async def a_session(folder: Path) -> None:
         await session.run("two")
 
 
-DRIVERS = {"run": a_run, "stream": a_stream, "session": a_session}
+class PatientLM(ProgramLM):
+    """After a cell that was lost, it answers with what it has."""
+
+    async def reply(self, messages: list[arlm.Message]) -> str:
+        return cell("answer.update(content='ok: x', ready=True)") if len(messages) > 2 else await super().reply(messages)
+
+
+async def a_tree(folder: Path) -> None:
+    inner = run("answer.update(content=llm_query('x'), ready=True)")
+    program = run(f"answer.update(content=rlm_query_batched([{inner!r}, {inner!r}]), ready=True)")
+    middle = run(f"answer.update(content=rlm_query({program!r}, context='c' * 100_000), ready=True)")
+    result = await arlm.run(middle, model=PatientLM(), max_depth=3, max_repls=1, max_concurrency=1, log_dir=folder)
+    assert "ok: x" in str(result.answer) or result.answer.startswith("Error: ")
+
+
+DRIVERS = {"run": a_run, "stream": a_stream, "session": a_session, "tree": a_tree}
 
 
 @pytest.fixture(params=DRIVERS, ids=str)
