@@ -342,6 +342,12 @@ async def test_a_timeout_ends_children_of_every_depth_and_says_how_far_they_were
     assert caught.value.partial.usage.total.cancelled == 4
 
 
+async def test_a_child_that_could_not_begin_is_among_the_children_too():
+    result = await ask(run("answer.update(content=rlm_query('q', context={}), ready=True)"))
+    assert [(one.stop_reason, one.usage.total.calls) for one in result.children] == [("failed", 0)]
+    assert "the context is empty" in (result.children[0].error or "")
+
+
 async def test_max_errors_of_a_child_is_its_own():
     result = await ask(run(f"answer.update(content=rlm_query({run('1 / 0')!r}), ready=True)"), max_errors=1)
     assert result.answer.startswith("Error: ")

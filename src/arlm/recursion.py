@@ -23,7 +23,7 @@ from .lifetimes import finish
 from .loop import Answers, open_history, solve
 from .node import Node
 from .subcalls import Subcalls
-from .types import Result
+from .types import Result, UsageSummary
 
 
 async def run_node(node: Node, home: Home, answers: Answers, *, opening: str, stays: bool = False) -> Result:
@@ -86,39 +86,52 @@ async def run_child(parent: Node, home: Home, number: int, prompt: str, *, model
     tree = parent.tree
     lm = tree.models.pick(model, parent.depth + 1)
     parent.keep_child(number, None)
-    async with AsyncExitStack() as stack:
-        slot = await stack.enter_async_context(tree.slots.child_of(parent.slot))
-        site = home.site if tree.sub_site is None or not parent.is_root else await tree.sub_site.get()
-        name = f"{parent.name}.{number}"
-        tools = home.tools if tree.sub_tools is None else tree.sub_tools
-        own = await stack.enter_async_context(settle(site, tools, tree.options, name=f"the REPL of {name}"))
-        await _put_context(own, home, prompt, context)
-        node = Node(
-            tree=tree,
-            prompt=prompt,
-            context=own.description,
-            lm=lm,
-            repl=own.repl,
-            tools=tools,
-            name=name,
-            depth=parent.depth + 1,
-            tally=Tally(parent.tally),
-            slot=slot,
-        )
-        parent.keep_child(number, node)
-        result: Result | None = None
-        try:
-            tree.emit(ChildStarted(run_id=tree.run_id, node=name, depth=node.depth, model=lm.name, prompt=prompt, context=node.context))
+    node: Node | None = None
+    try:
+        async with AsyncExitStack() as stack:
+            slot = await stack.enter_async_context(tree.slots.child_of(parent.slot))
+            own = await stack.enter_async_context(_child_home(parent, home, number))
+            await _put_context(own, home, prompt, context)
+            node = Node(
+                tree=tree,
+                prompt=prompt,
+                context=own.description,
+                lm=lm,
+                repl=own.repl,
+                tools=own.tools,
+                name=f"{parent.name}.{number}",
+                depth=parent.depth + 1,
+                tally=Tally(parent.tally),
+                slot=slot,
+            )
+            parent.keep_child(number, node)
+            tree.emit(
+                ChildStarted(run_id=tree.run_id, node=node.name, depth=node.depth, model=lm.name, prompt=prompt, context=node.context)
+            )
             own.repl.show(node.show_output)
             result = await run_node(node, own, answers_of(str), opening=prompts.question(prompt, own.description, alone=context is None))
-        except BaseException as error:
-            result = _failed(node, error)
-            raise
-        finally:
-            assert result is not None
-            parent.keep_child(number, result)
-            _announce_end(node, result)
+    except BaseException as error:
+        _keep(parent, number, node, _failed(node, tree.run_id, error))
+        raise
+    _keep(parent, number, node, result)
     return result
+
+
+@asynccontextmanager
+async def _child_home(parent: Node, home: Home, number: int) -> AsyncIterator[Home]:
+    """A home for a child: in its parent's site, or in the one that ``sub_environment`` opened for the root's children."""
+    tree = parent.tree
+    site = home.site if tree.sub_site is None or not parent.is_root else await tree.sub_site.get()
+    tools = home.tools if tree.sub_tools is None else tree.sub_tools
+    async with settle(site, tools, tree.options, name=f"the REPL of {parent.name}.{number}") as own:
+        yield own
+
+
+def _keep(parent: Node, number: int, node: Node | None, result: Result) -> None:
+    """A child has ended: keep its result, and tell it if its beginning was told."""
+    parent.keep_child(number, result)
+    if node is not None:
+        _announce_end(node, result)
 
 
 async def _put_context(own: Home, parent: Home, prompt: str, context: Context | None) -> None:
@@ -150,10 +163,24 @@ async def _text_of(home: Home, context: Context) -> str:
     return _short_value(home, context["same"])
 
 
-def _failed(node: Node, error: BaseException) -> Result:
+def _failed(node: Node | None, run_id: str, error: BaseException) -> Result:
+    """The result of a child that gave no answer; ``node`` is None when it ended before it had begun."""
     if isinstance(error, asyncio.CancelledError):
-        return node.result(None, "cancelled", "it was cancelled")
-    return node.result(None, error.limit if isinstance(error, LimitError) else "failed", describe(error))
+        reason, text = "cancelled", "it was cancelled"
+    else:
+        reason, text = error.limit if isinstance(error, LimitError) else "failed", describe(error)
+    if node is not None:
+        return node.result(None, reason, text)
+    return Result(
+        answer=None,
+        stop_reason=reason,
+        usage=UsageSummary(),
+        duration_s=0.0,
+        iterations=0,
+        run_id=run_id,
+        error=text,
+        _trajectory={"run_id": run_id, "answer": None, "stop_reason": reason, "error": text, "turns": [], "children": []},
+    )
 
 
 def _announce_end(node: Node, result: Result) -> None:

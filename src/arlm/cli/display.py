@@ -56,7 +56,7 @@ class Display:
     def _lines(self, event: AnyEvent) -> Iterator[tuple[str, str]]:
         if self.counts.over is not None:
             yield self.counts.over.words(), "turn"
-        if event.node != ROOT and not isinstance(event, LimitReached):
+        if event.node != ROOT:
             return
         match event:
             case RunStarted():

@@ -22,7 +22,7 @@ def result_json(result: Result) -> dict[str, JSON]:
         "duration_s": result.duration_s,
         "iterations": result.iterations,
         "run_id": result.run_id,
-        "children": [result_json(child) for child in result.children],
+        "children": [{**result_json(child), "error": child.error} for child in result.children],
     }
 
 
