@@ -157,6 +157,24 @@ async def test_wrong_sub_tools_are_refused_before_anything_is_sent(sub_tools: An
     assert lm.seen == []
 
 
+PLACES = [
+    pytest.param("local", {}, id="local", marks=pytest.mark.unmeasured),
+    *(pytest.param("process", {"transport": transport}, id=transport) for transport in ("unix", "tcp", "stdio")),
+    pytest.param("process", {"confine": "off"}, id="open"),
+]
+
+
+@pytest.mark.parametrize(("environment", "environment_options"), PLACES)
+async def test_every_environment_has_children_of_children(environment: str, environment_options: dict[str, Any]):
+    leaf = final("[len(context), llm_query('leaf')]")
+    middle = run(f"answer.update(content=rlm_query_batched([{leaf!r}] * 3, contexts=['x' * 100_000, [1], context]), ready=True)")
+    program = run(f"answer.update(content=rlm_query({middle!r}, context=context), ready=True)")
+    options: dict[str, Any] = {"environment": environment, "environment_options": environment_options}
+    result = await ask(program, context="c" * 70_000, max_depth=3, **options)
+    assert result.answer == '["[100000, \\"ok: leaf\\"]", "[1, \\"ok: leaf\\"]", "[70000, \\"ok: leaf\\"]"]'
+
+
+@pytest.mark.unmeasured
 async def test_children_run_in_a_place_of_their_own_when_asked_to():
     pid = "__import__('os').getpid()"
     host = __import__("os").getpid()
