@@ -34,7 +34,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(name, value):
 
 
 def test_an_option_without_effect_yet_is_refused_rather_than_ignored():
-    with pytest.raises(arlm.ConfigError, match="^compaction: .* yet"):
+    with pytest.raises(arlm.ConfigError, match=r"^compaction: .* yet"):
         resolve({"compaction": 0.8})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import anyio.to_thread
 
 from .errors import ConfigError, SandboxError
 from .guest import wire
+from .shortages import no_descriptors, told
 
 SLICE = 1024 * 1024  # characters or bytes handled at a time: the interpreter lock is let go in between; larger ones cost page faults
 MAX_SHOWN_SIZES = 5  # sizes of list items that the description names
@@ -54,18 +56,22 @@ async def write_context(value: Any, path: Path, *, may_be_empty: bool = False) -
 
     Raises:
         ConfigError: it is empty, unreadable, not UTF-8, or holds what JSON cannot carry; the message says where.
-        SandboxError: it could not be written (disk full).
+        SandboxError: it could not be written (disk full). Nothing is left of the attempt.
 
-    Cancelled, it returns at once; the thread ends with its current slice, and the file is left to whoever owns the folder.
+    Cancelled, it returns at once; the thread ends with its current slice, and removes what it had written.
     """
     if not may_be_empty and isinstance(value, (str, bytes, bytearray, memoryview, list, tuple, dict)) and not value:
         raise ConfigError("the context is empty; pass what the question is about, or leave context out to ask the prompt alone")
     given_up = threading.Event()
     token = _given_up.set(given_up)
     try:
-        return await anyio.to_thread.run_sync(_write, value, path, abandon_on_cancel=True)
+        return await anyio.to_thread.run_sync(_write_or_remove, value, path, abandon_on_cancel=True)
+    except FileNotFoundError as error:
+        raise SandboxError(
+            f"the context could not be written: {path.parent} is gone; did something empty the temporary folder? Begin a new run or session"
+        ) from error
     except OSError as error:
-        raise SandboxError(f"the context could not be written to {path.parent}: {error.strerror or error}") from error
+        raise SandboxError(f"the context could not be written to {path.parent}: {told(error)}") from error
     finally:
         given_up.set()
         _given_up.reset(token)
@@ -89,6 +95,15 @@ def _go_on() -> None:
     given_up = _given_up.get()
     if given_up is not None and given_up.is_set():
         raise _GivenUp
+
+
+def _write_or_remove(value: Any, path: Path) -> ContextFile:
+    try:
+        return _write(value, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)  # a session may go on for long, and half a context may be what fills the disk
+        raise
 
 
 def _write(value: Any, path: Path) -> ContextFile:
@@ -175,7 +190,8 @@ def _decoded(path: Path) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, at - len(error.object) + error.start, error) from None
     except OSError as error:
-        what = "is a folder; give its files" if path.is_dir() else f"cannot be read: {error.strerror or error}"
+        why = told(error) if no_descriptors(error) else error.strerror or error
+        what = "is a folder; give its files" if path.is_dir() else f"cannot be read: {why}"
         raise ConfigError(f"{path} {what}") from error
 
 

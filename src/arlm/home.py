@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,11 +16,11 @@ from .context import FOLDER, ContextFile, describe_short, write_context
 from .environments.base import Environment, Place
 from .environments.repl import REPL, Loaded
 from .errors import ConfigError
-from .guest.files import remove_tree
 from .guest.wire import dumps
 from .lifetimes import finish
 from .options import RunOptions, unknown
 from .plugins import ENVIRONMENTS, resolve
+from .scratch import open_scratch
 from .server.handler import LMHandler
 from .tools import Tool, Tools
 from .types import JSON
@@ -150,13 +149,12 @@ async def open_site(environment: Environment, *, memory_limit: int | None) -> As
         SandboxError: the place cannot be opened.
     """
     environment.check(memory_limit=memory_limit)
-    scratch = Path(tempfile.mkdtemp(prefix="arlm-", dir=_short_folder()))
-    try:
-        (scratch / FOLDER).mkdir()
-        async with LMHandler(transport=environment.transport, directory=scratch) as handler, environment.open(handler, scratch) as place:
-            yield Site(environment=environment.name, scratch=scratch, handler=handler, place=place)
-    finally:
-        await finish(lambda: asyncio.to_thread(remove_tree, str(scratch)), what=str(scratch))
+    async with (
+        open_scratch(FOLDER) as scratch,
+        LMHandler(transport=environment.transport, directory=scratch) as handler,
+        environment.open(handler, scratch) as place,
+    ):
+        yield Site(environment=environment.name, scratch=scratch, handler=handler, place=place)
 
 
 @asynccontextmanager
@@ -242,9 +240,3 @@ def find_environment(environment: str | Environment, options: Mapping[str, Any])
     if not isinstance(found, Environment):
         raise ConfigError(f"the plug-in for environment {environment!r} made {type(found).__name__}, which is not an Environment")
     return found
-
-
-def _short_folder() -> str | None:
-    """Where a Unix socket's path stays short enough: the usual temp folder, or /tmp when that is deep."""
-    usual = tempfile.gettempdir()
-    return usual if len(usual) <= 60 or not Path("/tmp").is_dir() else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it

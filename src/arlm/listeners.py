@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from .errors import RunTimeout
-from .events import AnyEvent, Emit
+from .events import AnyEvent, Emit, RunEnded
 from .lifetimes import finish
 from .log import open_log
 from .options import RunOptions
@@ -18,6 +18,7 @@ from .options import RunOptions
 logger = logging.getLogger("arlm")
 
 LISTENER_SECONDS = 5.0  # an async on_event gets this long after the run to take the events that are left
+MAX_BEHIND = 100_000  # events that wait for an async on_event: more than a large run has; about 100 MB and the prompts in them
 CANCELLED_SECONDS = 0.5  # after a run that was cancelled or ran out of time
 
 
@@ -44,10 +45,20 @@ async def open_listeners(options: RunOptions, run_id: str, also: Sequence[Emit])
 
 @asynccontextmanager
 async def _calling(on_event: Callable[[AnyEvent], Any]) -> AsyncIterator[Emit]:
-    """Calls ``on_event`` at once; what an async one returns is awaited in a task, one after the other, in order."""
+    """Calls ``on_event`` at once; what an async one returns is awaited in a task, one after the other, in order.
+
+    One that is MAX_BEHIND events behind is not called until it has caught up, except for the run's end; what it missed is logged.
+    """
     waiting: asyncio.Queue[Awaitable[Any] | None] = asyncio.Queue()
+    dropped = 0
 
     def take(event: AnyEvent) -> None:
+        nonlocal dropped
+        if waiting.qsize() >= MAX_BEHIND and not isinstance(event, RunEnded):
+            dropped += 1
+            if dropped == 1:
+                logger.error("on_event is %d events behind; it gets no more of them until it has caught up", waiting.qsize())
+            return
         try:
             outcome = on_event(event)
         except (Exception, asyncio.CancelledError):  # nothing is awaited here: a CancelledError is on_event's own
@@ -65,6 +76,8 @@ async def _calling(on_event: Callable[[AnyEvent], Any]) -> AsyncIterator[Emit]:
         raise
     finally:
         waiting.put_nowait(None)
+        if dropped:
+            logger.error("on_event was too slow for %d events, which it did not get", dropped)
         await finish(lambda: _stop(task, waiting, seconds), what="on_event")
 
 
@@ -93,3 +106,6 @@ async def _stop(task: asyncio.Future[None], waiting: asyncio.Queue[Awaitable[Any
         outcome = waiting.get_nowait()
         if inspect.iscoroutine(outcome):
             outcome.close()
+    waiting.put_nowait(None)  # for one that swallowed its cancel and goes on later
+    if not task.done():
+        logger.error("on_event goes on after it was cancelled; the run does not wait for it")

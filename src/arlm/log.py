@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from .errors import ConfigError
 from .events import AnyEvent, CellOutput, Emit
 from .lifetimes import finish
+from .shortages import told
 from .types import JSON
 
 LONG_CHARS = 200  # a longer str is written once by hash; the reference costs about 85 characters
@@ -47,7 +48,7 @@ async def open_log(folder: str | Path, run_id: str) -> AsyncIterator[Emit]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("x", encoding="utf-8", newline="\n")
     except OSError as error:
-        raise ConfigError(f"log_dir: {path} cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"log_dir: {path} cannot be written: {told(error, setting='log_dir')}") from error
     log = _Log(file)
     writer = asyncio.ensure_future(log.write_until_stopped())
 
@@ -115,7 +116,7 @@ class _Log:
                 file.flush()
             except OSError as error:
                 self._file = None
-                logger.error("the log %s ends here: %s", file.name, error)
+                logger.error("the log %s ends here, and the run goes on without it: %s", file.name, told(error, setting="log_dir"))
                 with suppress(OSError):
                     file.close()
 

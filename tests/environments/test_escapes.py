@@ -1,5 +1,6 @@
 """What hostile code tries, over each road of the confined process environment; and, to show that the payloads work, over the open one."""
 
+import textwrap
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,6 +11,7 @@ from arlm.guest.confine import grade
 from arlm.testing.bench import open_bench
 from arlm.testing.conformance import Subject
 from arlm.testing.escapes import CORPUS, Escape, Targets, attempt, open_targets
+from arlm.testing.tap import Tap
 
 CONFINED = [
     Subject(name="process-unix", environment=lambda: ProcessREPL(transport="unix", confine="require")),
@@ -64,6 +66,37 @@ async def test_network_opens_ip_and_no_unix_socket(name: str, targets: Targets) 
     escape = next(escape for escape in CORPUS if escape.name == name)
     escaped = await attempt(NETWORKED, escape, targets, supervisor=await supervisor())
     assert (escaped is not None) == (name in OPENED_BY_NETWORK)
+
+
+READERS = [escape for escape in CORPUS if escape.proof == "canary"]
+
+
+async def said_by(readers: list[Escape], environment: ProcessREPL, targets: Targets) -> Tap:
+    """Everything that crosses the wire while one worker tries payloads that look for a secret, and tells a model all that they found."""
+    tap = Tap(environment)
+    async with open_bench(Subject(name="tapped", environment=lambda: tap)) as bench:
+        await bench.context("the context")
+        told = targets.for_code(bench, await supervisor())
+        for escape in readers:
+            body = textwrap.indent(escape.code, "    ")
+            call = f"try:\n    got = payload({told!r})\nexcept BaseException as error:\n    got = error"
+            await bench.cell(f"def payload(t):\n{body}\n{call}")
+            await bench.cell("print(repr(got)[:500])\nllm_query(repr(got)[:1_000_000])")
+    return tap
+
+
+@pytest.mark.skipif(not all(grade().values()), reason="this kernel lacks a part of the confinement (see `arlm doctor`)")
+async def test_no_byte_that_leaves_a_confined_worker_has_a_secret_of_the_host(targets: Targets) -> None:
+    tap = await said_by(READERS, ProcessREPL(confine="require"), targets)
+    assert sum(map(len, tap.heard)) > 10_000
+    assert targets.canary not in repr(tap.messages)
+    assert all(targets.canary.encode() not in stream for stream in tap.heard)
+
+
+async def test_the_bytes_that_leave_an_open_worker_have_it(targets: Targets) -> None:
+    through = [escape for escape in READERS if escape.name in GET_THROUGH]
+    tap = await said_by(through, ProcessREPL(confine="off"), targets)
+    assert repr(tap.messages).count(targets.canary) >= 2 * len(through)  # printed, and told to a model
 
 
 # What programs do with modes, times, owners, attributes and sockets in the course of their work.

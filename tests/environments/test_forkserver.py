@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from arlm.environments import forkserver
 from arlm.environments.forkserver import Control, current
 from arlm.errors import SandboxError
-from arlm.guest import wire
+from arlm.guest import processes, wire
 from arlm.testing.conformance import Bench, alive_here
 
 
@@ -187,3 +188,16 @@ def test_the_supervisor_refuses_another_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"\xff" * 64, wire.frame(b"{"), wire.frame(b"[]")], ids=["nothing", "noise", "no JSON", "no object"])
 def test_the_supervisor_ends_when_its_host_talks_nonsense(data: bytes) -> None:
     assert subprocess.run(forkserver.command(), input=data, capture_output=True, check=False, timeout=30).stderr == b""
+
+
+@pytest.mark.usefixtures("nothing_parked")
+@pytest.mark.skipif(sys.platform != "linux", reason="asks another process for its limits")
+async def test_a_supervisor_may_have_more_descriptors_than_its_host() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        pid = await pid_of_current()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    allowed = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+    assert allowed == (processes.MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, processes.MAX_DESCRIPTORS))

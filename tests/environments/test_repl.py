@@ -194,14 +194,14 @@ async def test_a_worker_that_never_connects_is_a_sandbox_error(bench: Bench, mon
     monkeypatch.setattr(repl, "START_SECONDS", 0.05)
     real = bench.place.start_worker
 
-    async def start_elsewhere(ticket: object, *, memory_limit: int | None) -> base.Worker:
+    async def start_elsewhere(ticket: object, **options: object) -> base.Worker:
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
             writer.close()
 
         server = await asyncio.start_unix_server(silent, str(bench.scratch / "silent"))
         monkeypatch.setattr(bench.handler, "address", {"unix": str(bench.scratch / "silent")})
-        worker = await real(ticket, memory_limit=memory_limit)
+        worker = await real(ticket, **options)
         worker.exited.add_done_callback(lambda _: server.close())
         return worker
 

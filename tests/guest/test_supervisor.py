@@ -14,9 +14,9 @@ from arlm.environments.process import ProcessREPL
 from arlm.guest.supervisor import Supervisor
 from arlm.testing.bench import Subject, alive_here, open_bench
 
-SUBJECT = Subject(name="process", environment=ProcessREPL)
 FORKS_SECONDS = 6  # a chain ends by itself after this time, with a mark: a test that sees the mark was held up, or the chain was not killed
 LENGTH = 2000 if os.getuid() == 0 else 400  # of the dead that nobody waits for; others than root may not have many more
+SUBJECT = Subject(name="process", environment=lambda: ProcessREPL(processes=2 * LENGTH))
 
 # Each process of the chain forks one and ends: whoever looks finds another one.
 CHAIN = f"""
@@ -79,7 +79,7 @@ def test_a_failed_fork_costs_no_descriptor(monkeypatch: pytest.MonkeyPatch, addr
     monkeypatch.setattr(os, "fork", fork)
     before = os.listdir("/dev/fd")
     with pytest.raises(BlockingIOError):
-        supervisor._spawn({"worker": "w", "address": address})
+        supervisor._spawn(1, {"worker": "w", "address": address})
     assert os.listdir("/dev/fd") == before
     supervisor._selector.close()
     os.close(reader)

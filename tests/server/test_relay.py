@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from arlm.environments import forkserver
+from arlm.environments import relay
 from arlm.environments.forkserver import Control, LocalWorker
 from arlm.guest import wire
 from arlm.server import peer
@@ -109,7 +109,7 @@ async def test_a_worker_that_is_not_read_for_a_while_loses_nothing(relayed: Rela
 
 
 async def test_a_worker_that_sends_on_without_end_while_it_is_not_read_is_lost(relayed: Relayed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forkserver, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(relay, "KEPT_BYTES", 1000)
     worker, known = await relayed.worker("a worker")
     _, other = await relayed.worker("another")
     assert worker.relay is not None

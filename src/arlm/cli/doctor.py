@@ -13,11 +13,10 @@ from typing import Literal
 
 from .. import __version__
 from ..clients.openai_rows import ROWS
-from ..guest.confine import grade
 from ..plugins import CLIENTS, ENVIRONMENTS, load
 from ..types import JSON
 from .exits import Code
-from .machine import kernel_facts
+from .machine import System, grade_of, parts_of
 from .output import write, write_json
 from .probes import Probe, probe_memory_limit, probe_process, probe_server
 from .signals import signals
@@ -49,7 +48,9 @@ class Finding:
 
 def examine(*, as_json: bool) -> int:
     """Look at everything and print what was found. Returns 0, or the sandbox's exit code when no code can run here."""
-    findings = [*_this_program(), *signals.run(_sandbox), *_models(), *signals.run(_servers), *_plugins(), *_parts(), *_terminal()]
+    code = [*signals.run(_sandbox), *confinement(System())]
+    models = [*_models(), *signals.run(_servers)]
+    findings = [*_this_program(), *code, *models, *_plugins(), *_parts(), *_terminal()]
     can_run = any(finding.name == "process" and finding.status == "ok" for finding in findings)
     if as_json:
         write_json({"ok": can_run, "version": __version__, "findings": [asdict(finding) for finding in findings]})
@@ -95,18 +96,18 @@ async def _sandbox() -> list[Finding]:
         outcome = await probe()
         status: Status = "ok" if outcome.worked else "failed"
         found.append(Finding(area=area, name=name, status=status, text=outcome.text, facts=outcome.facts))
-    found += [Finding(area=area, name=name, status="info", text=text, facts={"value": value}) for name, text, value in kernel_facts()]
-    return [*found, _confinement(area)]
+    return found
 
 
-def _confinement(area: str) -> Finding:
-    parts = grade()
-    left = [name for name, there in parts.items() if not there]
-    if not left:
-        text = f"{', '.join(parts)}: closed to cells, as docs/security.md says"
-    else:
-        text = f"this system leaves open: {', '.join(left)}; use inputs and models that you trust (docs/security.md)"
-    return Finding(area=area, name="confinement", status="missing" if left else "ok", text=text, facts={"parts": dict(parts)})
+def confinement(system: System) -> Iterator[Finding]:
+    """What keeps a cell's code in on this system, part by part, and the grade of it."""
+    area = "What keeps it in"
+    for part in parts_of(system):
+        yield Finding(area=area, name=part.name, status=part.status, text=part.text, facts={"value": part.value})
+    grade, text = grade_of(system)
+    status: Status = "ok" if grade == "full" else "missing"
+    facts: dict[str, JSON] = {"grade": grade, "parts": dict(system.parts())}
+    yield Finding(area=area, name="confinement", status=status, text=f"{grade}: {text}", facts=facts)
 
 
 def _models() -> Iterator[Finding]:

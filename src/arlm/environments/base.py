@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,16 @@ class Exit:
     Attributes:
         status: the exit status; negative for a signal, as ``subprocess`` gives it. None when the whole place was lost.
         output: what it had printed and nobody had read yet.
+        reason: the limit that it exceeded, in words; empty when that is not why it ended.
     """
 
     status: int | None
     output: str = ""
+    reason: str = ""
 
     def __str__(self) -> str:
+        if self.reason:
+            return self.reason
         match self.status:
             case None:
                 return "the place it ran in was lost"
@@ -64,11 +69,12 @@ class Place(ABC):
     """Where workers run: this machine, a container, a sandbox."""
 
     @abstractmethod
-    async def start_worker(self, ticket: Ticket, *, memory_limit: int | None) -> Worker:
+    async def start_worker(self, ticket: Ticket, *, memory_limit: int | None, contexts: Sequence[tuple[str, str]] = ()) -> Worker:
         """Start a worker that will connect with the ticket's token.
 
         Args:
             memory_limit: bytes, or None.
+            contexts: path (as ``put`` gave it) and kind of what it will be asked to load: a place may have them ready.
 
         Raises:
             SandboxError: it could not be started.

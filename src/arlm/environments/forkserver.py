@@ -14,8 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,17 +22,17 @@ import anyio
 
 from .. import guest
 from ..errors import SandboxError
-from ..guest import wire
+from ..guest import cgroups, wire
 from ..loopbound import on_loop_close, per_loop
-from ..server import peer as peers
 from ..server.connection import Connection
 from ..server.peer import CallError, Peer, PeerLost
 from .base import Exit, Worker
+from .relay import RelayRoad, RelayTransport
 
 START_SECONDS = 30.0  # a cold disk and a loaded machine; normally 30 ms
 STOP_SECONDS = 5.0
+REASON_CHARS = 500  # of why a worker ended
 SUPERVISOR_UNSENT = 1024 * 1024 * 1024  # bytes; relayed workers are dropped long before, one by one
-KEPT_BYTES = 256 * 1024 * 1024  # of a relayed worker that sends on while it is not read
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some Python builds find their own library by it
 
 _numbers = itertools.count(1)
@@ -133,7 +132,7 @@ class Control:
     def __init__(self) -> None:
         self.peer: Peer | None = None
         self._workers: dict[str, LocalWorker] = {}
-        self._road = RelayRoad(self)
+        self._road = RelayRoad()
         self._ready: asyncio.Future[None] | None = None
 
     @property
@@ -151,7 +150,7 @@ class Control:
         peer = Peer(cast("Any", transport), "the supervisor")
         peer.on_note = self._on_note
         peer.max_unsent = SUPERVISOR_UNSENT
-        self.peer = peer
+        self.peer = self._road.peer = peer
         for frame in wire.encode({"hello": wire.VERSION, "parent": os.getpid()}):
             transport.write(frame)
         assert self._ready is not None
@@ -206,13 +205,35 @@ class Control:
             worker.order_kill()
             raise
 
+    def hold(self, files: Sequence[tuple[str, str]], memory_limit: int | None) -> tuple[LocalWorker, asyncio.Future[Any]]:
+        """Start a process that loads files (path, kind), for workers to be forked from; the future is done when it has.
+
+        Whoever asks kills it in the end. Raises PeerLost.
+        """
+        assert self.peer is not None
+        worker = self.worker()
+
+        def on_loaded(loading: asyncio.Future[Any]) -> None:
+            if loading.cancelled() or loading.exception() is not None:
+                self._end(worker, Exit(status=None))
+
+        try:
+            args = {"worker": worker.name, "files": [list(file) for file in files], "memory_limit": memory_limit}
+            loading = self.peer.start_call("hold", args)
+        except PeerLost:
+            self._end(worker, Exit(status=None))
+            raise
+        loading.add_done_callback(on_loaded)
+        return worker, loading
+
     def _on_note(self, message: wire.Message) -> None:
         worker = self._workers.get(str(message.get("worker")))
         if worker is None:
             return
         match message:
             case {"note": "exited", "status": int(status), "output": str(output)}:
-                self._end(worker, Exit(status=status, output=output))
+                reason = message.get("reason") or ""
+                self._end(worker, Exit(status=status, output=output, reason=str(reason)[:REASON_CHARS]))
             case {"note": "relay", "data": str(data)} if worker.relay is not None:
                 worker.relay.feed(_relayed(data))
             case _:
@@ -349,6 +370,8 @@ class ForkServer(Control):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.process.returncode != 0:
+            cgroups.sweep(cgroups.roots())  # it was killed, and could not remove the groups of its workers
 
 
 class _ControlProtocol(asyncio.Protocol):
@@ -368,146 +391,3 @@ class _ControlProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._control.lost(f"the supervisor process ended{f': {exc}' if exc else ''}")
         self._on_end()
-
-
-class RelayRoad:
-    """What the relayed workers of one supervisor share: its connection, and the bytes that wait in it."""
-
-    def __init__(self, control: Control) -> None:
-        self._control = control
-        self._open: set[RelayTransport] = set()
-
-    def add(self, relay: RelayTransport) -> None:
-        """A relay was opened."""
-        self._open.add(relay)
-
-    def remove(self, relay: RelayTransport) -> None:
-        """It was closed; what it wrote counts for nobody any more."""
-        self._open.discard(relay)
-
-    def taken(self) -> int:
-        """Bytes that the supervisor has taken so far."""
-        peer = self._control.peer
-        return 0 if peer is None else peer.written - peer.unsent
-
-    def send(self, relay: RelayTransport, data: bytes) -> tuple[int, int]:
-        """Send bytes to a worker; returns where they end in the connection, and their size there."""
-        peer = self._control.peer
-        if peer is None:
-            return 0, 0
-        before = peer.written
-        peer.note({"note": "relay", "worker": relay.worker, "data": data.decode("latin-1")})
-        return peer.written, peer.written - before
-
-    def relieve(self) -> None:
-        """When too much waits, drop the worker for which most of it does: only that one is lost."""
-        peer = self._control.peer
-        while self._open and peer is not None and peer.unsent > peers.MAX_UNSENT:
-            waiting = {relay: relay.get_write_buffer_size() for relay in self._open}
-            if sum(waiting.values()) <= peers.MAX_UNSENT:
-                return
-            most = max(waiting, key=lambda relay: waiting[relay])
-            self._open.discard(most)
-            most.drop(f"the worker does not read: {waiting[most]:,} bytes wait for it")
-
-
-class RelayTransport(asyncio.Transport):
-    """A worker's connection whose bytes travel inside the supervisor's: for places with no socket to reach."""
-
-    def __init__(self, road: RelayRoad, worker: str, connection: Connection) -> None:
-        super().__init__()
-        self.worker = worker
-        self._road = road
-        self._connection = connection
-        self._closed = False
-        self._ended = False
-        self._paused = False
-        self._kept: deque[bytes] = deque()
-        self._kept_bytes = 0
-        self._written: deque[tuple[int, int]] = deque()  # where in the supervisor's connection each piece ends, and its size
-        self._unsent = 0
-        road.add(self)
-        connection.connection_made(self)
-
-    def feed(self, data: bytes) -> None:
-        """Bytes from the worker."""
-        if self._closed:
-            return
-        if not self._paused and not self._kept:
-            self._connection.data_received(data)
-            return
-        self._kept.append(data)
-        self._kept_bytes += len(data)
-        if self._kept_bytes > KEPT_BYTES:
-            self.drop(f"more than {KEPT_BYTES:,} bytes came while earlier requests waited")
-
-    def ended(self) -> None:
-        """The worker is gone. What it sent before is read first."""
-        self._ended = True
-        if not self._closed and not self._paused and not self._kept:
-            self._lose()
-
-    def drop(self, reason: str) -> None:
-        """End the connection because of the worker."""
-        if not self._closed:
-            self._connection.break_off(reason)
-            self.close()
-
-    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        """Bytes to the worker."""
-        if not self._closed:
-            end, size = self._road.send(self, bytes(data))
-            self._written.append((end, size))
-            self._unsent += size
-            self._road.relieve()
-
-    def close(self) -> None:
-        """End it; the protocol is told on the next turn of the loop, as with a socket."""
-        if not self._closed:
-            self._shut()
-            asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
-
-    def _lose(self) -> None:
-        self._shut()
-        self._connection.connection_lost(None)
-
-    def _shut(self) -> None:
-        self._closed = True
-        self._kept.clear()
-        self._road.remove(self)
-
-    def abort(self) -> None:
-        """Same as ``close``: what was written is on its way."""
-        self.close()
-
-    def is_closing(self) -> bool:
-        """Whether it has ended."""
-        return self._closed
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """The supervisor's own connection sets the pace."""
-
-    def get_write_buffer_size(self) -> int:
-        """Bytes written that the supervisor has not taken."""
-        taken = self._road.taken()
-        while self._written and self._written[0][0] <= taken:
-            self._unsent -= self._written.popleft()[1]
-        return self._unsent
-
-    def pause_reading(self) -> None:
-        """Keep what the worker sends: one cannot be held up without all."""
-        self._paused = True
-
-    def resume_reading(self) -> None:
-        """Deliver what was kept, and what comes."""
-        if self._paused:
-            self._paused = False
-            asyncio.get_running_loop().call_soon(self._drain)
-
-    def _drain(self) -> None:
-        while self._kept and not self._paused and not self._closed:
-            data = self._kept.popleft()
-            self._kept_bytes -= len(data)
-            self._connection.data_received(data)
-        if self._ended and not self._kept and not self._paused and not self._closed:
-            self._lose()

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,7 @@ class _LocalPlace(Place):
         self._workers: list[ThreadWorker] = []
         self._constants: dict[str, str | bytes] = {}
 
-    async def start_worker(self, ticket: Ticket, *, memory_limit: int | None) -> Worker:
+    async def start_worker(self, ticket: Ticket, *, memory_limit: int | None, contexts: Sequence[tuple[str, str]] = ()) -> Worker:
         """See Place."""
         worker = ThreadWorker(self._handler.connection(), self._read)
         self._workers = [*(known for known in self._workers if not known.exited.done()), worker]

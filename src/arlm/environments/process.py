@@ -15,14 +15,18 @@ import anyio.to_thread
 
 from ..context import FOLDER, ContextFile
 from ..errors import ConfigError, SandboxError
-from ..guest.confine import grade
+from ..guest import cgroups
+from ..guest.confine import MAX_PROCESSES, grade
 from ..lifetimes import finish
 from ..server.handler import LMHandler, Ticket
 from .base import Environment, Place, Worker
 from .forkserver import STOP_SECONDS, Control, LocalWorker, clean_environment, command, current
+from .holders import Holders
 
 READ_ALSO: list[str] = []  # what every worker may read besides; for measuring tools of the tests
 WRITE_ALSO: list[str] = []  # and write
+
+LEAST_PROCESSES = 8  # a worker has two threads; with fewer nothing could be started
 
 Confine = Literal["auto", "require", "off"]
 Road = Literal["unix", "tcp", "stdio"]
@@ -37,6 +41,8 @@ class ProcessREPL(Environment):
         confine: ``"auto"``: take away from workers what this kernel lets a process take away; ``"require"``: refuse to run where a part of
             that is missing; ``"off"``: workers may do what the host's user may. ``docs/security.md`` says what each part closes.
         network: leave sockets open.
+        processes: how many processes and threads a worker may have with all that it starts; None: 512, unless unconfined. Given, it is
+            kept by a control group where one can be made (``docs/security.md``).
         read: files and folders that cells may read, besides Python's, the system's and the contexts.
         write: folders that cells may write, besides their own.
     """
@@ -49,6 +55,7 @@ class ProcessREPL(Environment):
         transport: Road | None = None,
         confine: Confine = "auto",
         network: bool = False,
+        processes: int | None = None,
         read: Sequence[str | Path] = (),
         write: Sequence[str | Path] = (),
     ) -> None:
@@ -56,10 +63,13 @@ class ProcessREPL(Environment):
             raise ConfigError(f"environment_options: transport must be 'unix', 'tcp' or 'stdio', not {transport!r}")
         if confine not in ("auto", "require", "off"):
             raise ConfigError(f"environment_options: confine must be 'auto', 'require' or 'off', not {confine!r}")
+        if processes is not None and (not isinstance(processes, int) or isinstance(processes, bool) or processes < LEAST_PROCESSES):
+            raise ConfigError(f"environment_options: processes must be a whole number of at least {LEAST_PROCESSES}, not {processes!r}")
         if confine == "require":
             _require(network=network)
         doors = {"read": _existing("read", read), "write": _existing("write", write), "network": network}
-        self._confine = None if confine == "off" else {**doors, "require": confine == "require"}
+        self._confine = None if confine == "off" else {**doors, "require": confine == "require", "processes": processes or MAX_PROCESSES}
+        self._processes = processes
         self._stdio = transport == "stdio"
         self.transport = None if transport == "stdio" else transport
 
@@ -69,9 +79,9 @@ class ProcessREPL(Environment):
         (scratch / FOLDER).mkdir(exist_ok=True)  # before any worker is confined to it
         if self._stdio:
             async with _piped_supervisor() as control:
-                yield _ProcessPlace(control, handler, scratch, self._confine, relay=True)
+                yield _ProcessPlace(control, handler, scratch, self._confine, self._processes, relay=True)
             return
-        place = _ProcessPlace(await current(), handler, scratch, self._confine, relay=False)
+        place = _ProcessPlace(await current(), handler, scratch, self._confine, self._processes, relay=False)
         try:
             yield place
         finally:
@@ -79,18 +89,29 @@ class ProcessREPL(Environment):
 
 
 class _ProcessPlace(Place):
-    def __init__(self, control: Control, handler: LMHandler, scratch: Path, confine: Mapping[str, Any] | None, *, relay: bool) -> None:
+    def __init__(
+        self,
+        control: Control,
+        handler: LMHandler,
+        scratch: Path,
+        confine: Mapping[str, Any] | None,
+        processes: int | None,
+        *,
+        relay: bool,
+    ) -> None:
         self._control = control
         self._handler = handler
         self._scratch = scratch
         self._confine = confine
+        self._processes = processes
         self._relay = relay
         self._workers: list[LocalWorker] = []
+        self._holders = Holders()
         self._count = 0
         self._tell_scratch()
 
-    async def start_worker(self, ticket: Ticket, *, memory_limit: int | None) -> Worker:
-        """See Place."""
+    async def start_worker(self, ticket: Ticket, *, memory_limit: int | None, contexts: Sequence[tuple[str, str]] = ()) -> Worker:
+        """See Place. Large contexts are loaded once, in a process that workers are forked from."""
         self._count += 1
         folder = str(self._scratch / f"w{self._count}")
         args = {
@@ -99,18 +120,37 @@ class _ProcessPlace(Place):
             "confine": self._doors(folder),
             "address": {"relay": True} if self._relay else self._handler.address,
             "memory_limit": memory_limit,
+            "processes": self._processes,
         }
+        await self._renew()
+        holder = await self._holders.find(self._control, contexts, memory_limit)
+        if holder is not None:
+            try:
+                worker = await self._spawn({**args, "holder": holder.worker.name})
+            except SandboxError:
+                self._holders.release(holder)  # it was killed meanwhile: the worker loads by itself
+            except BaseException:
+                self._holders.release(holder)
+                raise
+            else:
+                worker.exited.add_done_callback(lambda _: self._holders.release(holder))
+                return worker
         try:
-            return await self._spawn(args)
+            worker = await self._spawn(args)
         except SandboxError:
             if self._relay or not self._is_lost():
                 raise
-        return await self._spawn(args)  # the fork server had died and nobody knew yet; a new one takes over
+            await self._renew()  # the fork server had died and nobody knew yet; a new one takes over
+            worker = await self._spawn(args)
+        self._holders.loads_alone(worker, contexts)
+        return worker
 
-    async def _spawn(self, args: dict[str, Any]) -> LocalWorker:
+    async def _renew(self) -> None:
         if not self._relay and self._is_lost():
             self._control = await current()
             self._tell_scratch()
+
+    async def _spawn(self, args: dict[str, Any]) -> LocalWorker:
         worker = self._control.worker(self._handler.connection() if self._relay else None)
         self._workers = [*(known for known in self._workers if not known.exited.done()), worker]
         await self._control.spawn(worker, args)
@@ -141,7 +181,7 @@ class _ProcessPlace(Place):
 
     async def close(self) -> None:
         """Kill all workers; all orders go out before the first is waited for."""
-        orders = [order for worker in self._workers if (order := worker.order_kill()) is not None]
+        orders = [order for worker in self._workers if (order := worker.order_kill()) is not None] + self._holders.order_kill()
         if orders:
             await asyncio.wait(orders)
 
@@ -189,6 +229,8 @@ async def _end_piped(process: asyncio.subprocess.Process, reader: asyncio.Future
     if process.returncode is None:
         process.kill()
         await process.wait()
+    if process.returncode != 0:
+        await anyio.to_thread.run_sync(cgroups.sweep, cgroups.roots())
     await reader
 
 

@@ -110,7 +110,8 @@ class REPL:
     async def _start(self) -> None:
         ticket = self._handler.expect(self.name, self._functions)
         try:
-            self._worker = await self._place.start_worker(ticket, memory_limit=self._memory_limit)
+            files = [(context.path, context.kind) for context in self.contexts if context.value is None]
+            self._worker = await self._place.start_worker(ticket, memory_limit=self._memory_limit, contexts=files)
             peer = await self._connected(ticket, self._worker)
             peer.on_note = self._on_note
             for context in list(self.contexts):

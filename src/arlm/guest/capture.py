@@ -94,13 +94,21 @@ def waiting(reader: int) -> int:
     return count[0]
 
 
+_prepared: Dict[str, io.TextIOWrapper] = {}
+
+
+def prepare() -> None:
+    """Make the streams of the workers to be forked. They stand on the numbers 0, 1 and 2, and touch nothing until they are used."""
+    _prepared.update(stdin=_reading(0), stdout=_writing(1), stderr=_writing(2))
+
+
 class Stdio:
     """The worker's descriptors 0, 1 and 2 and its ``sys.stdin/stdout/stderr``, put right again after every cell."""
 
     def __init__(self, writer: int) -> None:
         self._writer = writer
         self._null = os.open(os.devnull, os.O_RDONLY)
-        self._streams: Dict[str, io.TextIOWrapper] = {}
+        self._streams = dict(_prepared)
         self.restore()
 
     def restore(self) -> None:

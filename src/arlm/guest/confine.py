@@ -15,9 +15,10 @@ import os
 import resource
 import struct
 import sys
-from typing import Any, Dict, Iterable, List
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from . import syscalls
+from .census import tasks_of_machine
 
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_SECCOMP = 22
@@ -46,7 +47,8 @@ WRITABLE_DEVICES = ("/dev/null", "/dev/full")
 
 MAX_DESCRIPTORS = 4096
 MAX_FILE_BYTES = 16 * 1024**3  # of one file that a cell writes: more than a context, less than most disks
-MAX_PROCESSES = 512  # that a cell may add to those the user has; the superuser is exempt from this limit
+MAX_PROCESSES = 512  # and threads, of a worker with all that it starts: enough for any pool, and no fork bomb
+SIBLINGS = 2048  # processes and threads that other runs of the user may come to have: the kernel's limit counts them all
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -67,6 +69,7 @@ def grade() -> Dict[str, bool]:
     }
 
 
+@functools.lru_cache(maxsize=None)
 def landlock_version() -> int:
     """The version of the kernel's Landlock interface; 0 where there is none."""
     if _libc is None:
@@ -77,11 +80,13 @@ def landlock_version() -> int:
 
 def prepare() -> None:
     """Look up what does not change, once, in the process that forks the others."""
-    _python()
-    _has_seccomp()
+    _readable()
+    grade()
+    if _has_seccomp():
+        _program(False)
 
 
-def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require: bool) -> Dict[str, bool]:
+def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require: bool, processes: int = MAX_PROCESSES) -> Dict[str, bool]:
     """Confine this process, which must have one thread, and everything it will start. There is no way back.
 
     Args:
@@ -89,6 +94,7 @@ def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require
         write: folders that may also be written.
         network: leave IP sockets and connections open; Unix sockets by path stay closed.
         require: fail when a part is missing.
+        processes: how many processes and threads may be added to those of the machine; not for root, whom the kernel exempts.
 
     Returns:
         the parts that hold, as ``grade`` names them.
@@ -104,7 +110,7 @@ def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require
         raise NotConfined(f"this system cannot confine: {', '.join(missing)}")
     if _libc is None:
         return parts
-    _limit()
+    _limit(processes)
     _give_up_privileges()
     version = landlock_version()
     if version:
@@ -114,36 +120,25 @@ def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require
     return parts
 
 
-def _limit() -> None:
+def _limit(processes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for what, most in ((resource.RLIMIT_NOFILE, MAX_DESCRIPTORS), (resource.RLIMIT_FSIZE, MAX_FILE_BYTES)):
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
     if os.getuid() != 0:
-        most = _processes_of_user() + MAX_PROCESSES
+        most = tasks_of_machine() + SIBLINGS + processes
         hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
-
-
-def _processes_of_user() -> int:
-    count = 0
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                if os.stat(f"/proc/{name}").st_uid == os.getuid():
-                    count += len(os.listdir(f"/proc/{name}/task"))
-            except OSError:
-                continue
-    return count
 
 
 def _give_up_privileges() -> None:
     assert _libc is not None
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     for capability in range(64):
-        _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+        if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+            break  # the kernel has no more, or this process none to drop
     header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     _check(_libc.capset(header, struct.pack("=6I", *[0] * 6)), "capset")
 
@@ -156,12 +151,14 @@ def _landlock(version: int, read: Iterable[str], write: Iterable[str], network: 
     ruleset = _syscall("create_ruleset", ctypes.c_char_p(attributes), ctypes.c_size_t(len(attributes)), 0)
     reading = (EXECUTE | READ_FILE | READ_DIR) & handled
     try:
-        for path in {*READABLE, *_python(), *read}:
-            _allow(ruleset, path, reading)
+        for path, is_folder in _readable():
+            _allow(ruleset, path, reading, is_folder)
         for path in ("/proc/self", "/proc/thread-self"):
+            _allow(ruleset, path, reading, True)
+        for path in read:
             _allow(ruleset, path, reading)
         for path in WRITABLE_DEVICES:
-            _allow(ruleset, path, (READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV) & handled)
+            _allow(ruleset, path, (READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV) & handled, False)
         for path in write:
             _allow(ruleset, path, handled & ~IOCTL_DEV)
         _syscall("restrict_self", ruleset, 0)
@@ -169,13 +166,13 @@ def _landlock(version: int, read: Iterable[str], write: Iterable[str], network: 
         os.close(ruleset)
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
+def _allow(ruleset: int, path: str, rights: int, is_folder: Optional[bool] = None) -> None:
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return  # not on this system
     try:
-        if not os.path.isdir(path):
+        if not (os.path.isdir(path) if is_folder is None else is_folder):
             rights &= ON_FILES
         rule = struct.pack("=Qi", rights, descriptor)
         _syscall("add_rule", ruleset, 1, ctypes.c_char_p(rule), 0)
@@ -184,6 +181,16 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 
 
 @functools.lru_cache(maxsize=None)
+def _readable() -> List[Tuple[str, bool]]:
+    """What every worker may read, and whether it is a folder. What lies in another folder of the list is left out: each costs a rule."""
+    real = sorted({os.path.realpath(path) for path in (*READABLE, *_python()) if os.path.exists(path)})
+    kept: List[Tuple[str, bool]] = []
+    for path in real:
+        if not any(is_folder and path.startswith(f"{folder}/") for folder, is_folder in kept):
+            kept.append((path, os.path.isdir(path)))
+    return kept
+
+
 def _python() -> List[str]:
     """Where this Python and its packages live. A path that would open a home folder or the root as a whole is left out."""
     home = os.path.expanduser("~")
@@ -200,10 +207,15 @@ def _has_seccomp() -> bool:
 
 def _seccomp(network: bool) -> None:
     assert _libc is not None
+    _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(_program(network)[0]), 0, 0), "seccomp")
+
+
+@functools.lru_cache(maxsize=None)
+def _program(network: bool) -> Tuple[bytes, Any]:
+    """The filter as the kernel takes it, and the memory that it points to."""
     code = syscalls.build(network)
     buffer = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("=H6xQ", len(code) // 8, ctypes.addressof(buffer))
-    _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(program), 0, 0), "seccomp")
+    return struct.pack("=H6xQ", len(code) // 8, ctypes.addressof(buffer)), buffer
 
 
 def _syscall(name: str, *args: Any) -> int:

@@ -5,6 +5,7 @@ The thread never waits for a lock that user code may hold, so a cell that is sto
 
 from __future__ import annotations
 
+import _thread
 import collections
 import itertools
 import os
@@ -195,21 +196,21 @@ class Link(Calls):
 
     def start(self) -> None:
         """Start the I/O thread."""
-        threading.Thread(target=self._main, name="arlm-link", daemon=True).start()
+        # No threading.Thread: cells need not see it, and making one touches 60 pages.
+        _thread.start_new_thread(self._main, (selectors.DefaultSelector(),))
 
-    def _main(self) -> None:
+    def _main(self, selector: selectors.BaseSelector) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
         try:
             self._dispatch(self._decoder.feed(b""))
-            self._run()
+            self._run(selector)
         except (OSError, wire.WireError):
             leave(LOST_CONNECTION)
         except BaseException:  # anything else (MemoryError above all) leaves a worker that nobody can reach: end it
             leave(BROKEN_INSIDE)
 
-    def _run(self) -> None:
+    def _run(self, selector: selectors.BaseSelector) -> None:
         self._sock.setblocking(False)
-        selector = selectors.DefaultSelector()
         selector.register(self._sock, selectors.EVENT_READ, "socket")
         selector.register(self._wake_reader, selectors.EVENT_READ, "wake")
         selector.register(self._output, selectors.EVENT_READ, "output")

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import time
-from typing import Dict, Iterable, List, Optional, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+CLOSE_RANGE = 436  # the system call; the same on every architecture
+MAX_DESCRIPTORS = 65536  # of a supervisor: far more than it has use for, few enough to be closed one by one
+ADOPTION_SECONDS = 0.0002  # between two looks at the parent; a process that ends takes about as long
 KILL_SECONDS = 1.0  # how long a tree that goes on forking is chased by ``kill_trees``
 COUNT_SECONDS = 0.02  # how long ``cpu_seconds`` looks; some 500 processes
 ORPHANS_COME = sys.platform == "linux"  # to the process that called ``become_subreaper``
@@ -41,6 +45,49 @@ def die_with_parent(parent: int) -> None:
         _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def await_adoption(parent: int) -> None:
+    """Return once ``parent`` has ended and this process has another one, which takes it in as a subreaper."""
+    while os.getppid() == parent:
+        time.sleep(ADOPTION_SECONDS)
+
+
+def let_go(keep: Set[int]) -> None:
+    """In a fresh fork: close what belongs to others, all but ``keep``, and point descriptors 0, 1 and 2 at nothing."""
+    low = 3
+    for number in sorted(number for number in keep if number > 2):
+        _close_range(low, number - 1)
+        low = number + 1
+    _close_range(low, MAX_DESCRIPTORS)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    if null > 2:
+        os.close(null)
+
+
+def _close_range(first: int, last: int) -> None:
+    # Python's own closerange is a loop where it was built for an old C library.
+    if first <= last and (_libc is None or _libc.syscall(CLOSE_RANGE, first, last, 0) != 0):
+        os.closerange(first, last + 1)
+
+
+def open_files() -> None:
+    """Allow this process as many descriptors as it may have: each worker costs its supervisor one, or two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def mapped_bytes() -> int:
+    """The address space in use; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def children_of(pid: int) -> List[int]:
@@ -138,19 +185,21 @@ def kill(pid: int) -> None:
     _signal(pid, signal.SIGKILL)
 
 
-def kill_own(spare: Iterable[int], seconds: float) -> bool:
-    """One round of killing the caller's children and what is below them, but not ``spare`` and what is below those.
+def kill_own(spare: Callable[[], Iterable[int]], seconds: float) -> bool:
+    """One round of killing the caller's children and what is below them, but not those to spare and what is below those.
 
     The caller is single-threaded, and has just waited for every child that had ended. Whatever loses its parent becomes the caller's child
     (``become_subreaper``), so that rounds end: when no child but the spared is left, nothing can be below one.
 
     Args:
+        spare: says which are spared; asked after the children have been listed, because meanwhile there may be new ones.
         seconds: how long the round may look for what is below; the children themselves are killed in any case.
 
     Returns:
         whether there was anything to kill, so that another round is due.
     """
-    children = set(children_of(os.getpid())).difference(spare)
+    children = set(children_of(os.getpid()))
+    children.difference_update(spare())
     for pid in children:
         _signal(pid, signal.SIGKILL)
     for pid in descendants(children, dead=False, seconds=seconds) if children else ():

@@ -2,12 +2,14 @@
 
 It speaks frames over its standard input and output with the host that started it (that connection needs no token: it is inherited).
 
-    host asks    spawn {worker, token, dir, address, memory_limit, confine} -> {pid}
+    host asks    spawn {worker, token, dir, address, memory_limit, processes, confine, holder} -> {pid}
+                 hold {worker, files, memory_limit} -> {bytes}      files: [path, kind] each; workers may then be forked from it (holder)
                  kill {worker} -> {}               the whole tree is dead when this is answered
                  cpu {worker} -> {seconds}         CPU time of the worker's tree
     host notes   relay {worker, data}              bytes for a worker without an address of its own
                  scratch {folder}                  to be removed here if the host dies before it does so itself
-    it notes     exited {worker, status, output}   status as subprocess gives it (negative: a signal); output: printed, not yet read
+    it notes     exited {worker, status, output, reason}   status as subprocess gives it (negative: a signal); output: printed, not yet
+                                                   read; reason: the limit that it exceeded, in words, or nothing
                  relay {worker, data}
 """
 
@@ -22,33 +24,17 @@ import sys
 import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from . import capture, confine, processes, wire, worker
+from . import confine, holder, processes, wire, worker
+from .bounds import Bounds
+from .children import READ_BYTES, Child, Relays
 from .files import remove_tree
+from .holder import Holder
 
-READ_BYTES = 256 * 1024
-leave = os._exit  # the real one: a worker replaces os._exit for its cells
-MAX_BACKLOG = 8 * 1024 * 1024  # bytes waiting for a slow host before relayed workers are no longer read
 PARENT_CHECK_SECONDS = 0.5  # how often the parent is looked at where the kernel cannot tell of its death
-MAX_DESCRIPTORS = os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") > 0 else 65536
-MAX_UNSENT = 256 * 1024 * 1024  # bytes that may wait for one relayed worker
 FORGET_AT = 64  # folders of runs before those that are gone are looked for
 STEP_SECONDS = 0.005  # of collecting and killing in one turn of the loop: others' requests wait no longer for it
 PAUSE_SECONDS = (0.002, 0.1)  # the first and the longest pause before looking again for what is to be killed; each is twice the last
 BURY_SECONDS = 5.0  # a worker is said to have ended after this time even if what it left cannot be killed (it waits for a disk)
-LAST_WORDS = 64 * 1024  # bytes of a dead worker's unread output that are passed on
-
-
-class Child:
-    """A worker as the supervisor sees it."""
-
-    def __init__(self, name: str, pid: int, output: int, relay: Optional[socket.socket]) -> None:
-        self.name = name
-        self.pid = pid
-        self.output = output
-        self.relay = relay
-        self.unsent = bytearray()
-        self.waiting: List[int] = []  # kill requests to answer once it is dead
-        self.doomed = False  # to be killed, with all below it
 
 
 class Supervisor:
@@ -59,12 +45,15 @@ class Supervisor:
         self._decoder = wire.Decoder()
         self._outbox = bytearray()
         self._children: Dict[int, Child] = {}
+        self._holders: Dict[str, Holder] = {}
+        self._bounds = Bounds()
         self._dead: List[Tuple[Child, int, float]] = []  # waited for at this time, with this status; what they left may still live
         self._ended = False  # a child has ended since they were last waited for
         self._hunting = False  # there may be something to kill
         self._pause = PAUSE_SECONDS[0]
         self._by_name: Dict[str, Child] = {}
         self._selector = selectors.DefaultSelector()
+        self._relays = Relays(self._selector, self._send)
         self._parent: Optional[int] = None
         self._watching = False
         self._forget_at = FORGET_AT
@@ -73,6 +62,7 @@ class Supervisor:
     def run(self) -> None:
         """Serve until the host is gone; then leave nothing behind."""
         processes.become_subreaper()
+        processes.open_files()
         self._watch_signals()
         for number in {self._reader, self._writer}:
             os.set_blocking(number, False)
@@ -80,6 +70,7 @@ class Supervisor:
         if self._reader != self._writer:
             self._selector.register(self._writer, selectors.EVENT_WRITE, self._flush)
         confine.prepare()
+        worker.prepare()
         gc.collect()
         gc.freeze()
         try:
@@ -87,6 +78,7 @@ class Supervisor:
                 self._mind_writes()
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
+                self._mind_bounds()
                 if self._ended or self._hunting:
                     self._clear_up()
                 if self._parent is not None and os.getppid() != self._parent:
@@ -101,7 +93,9 @@ class Supervisor:
             return 0.0
         if self._hunting:
             return self._pause
-        return PARENT_CHECK_SECONDS if self._parent is not None else None
+        waits = [self._bounds.patience(child.bound for child in self._children.values())]
+        waits.append(PARENT_CHECK_SECONDS if self._parent is not None else None)
+        return min((wait for wait in waits if wait is not None), default=None)
 
     # -- the host ---------------------------------------------------------------------------------------------------
 
@@ -149,11 +143,14 @@ class Supervisor:
     def _serve(self, number: int, method: str, args: Dict[str, Any]) -> None:
         try:
             if method == "spawn":
-                self._send({"id": number, "ok": {"pid": self._spawn(args)}})
+                self._spawn(number, args)
+            elif method == "hold":
+                self._hold(number, args)
             elif method == "kill":
                 self._kill(number, args["worker"])
             elif method == "cpu":
-                pids = [pid for pid, child in self._children.items() if child.name == args["worker"]]
+                child = self._by_name.get(args["worker"])
+                pids = [child.pid] if child is not None and child.pid in self._children else []
                 self._send({"id": number, "ok": {"seconds": processes.cpu_seconds(pids)}})
             else:
                 raise LookupError(f"unknown method {method!r}")
@@ -182,41 +179,106 @@ class Supervisor:
             self._selector.register(self._writer, selectors.EVENT_WRITE, self._flush)
         elif not left and self._writer in self._selector.get_map():
             self._selector.unregister(self._writer)
-        for child in self._children.values():
-            if child.relay is not None:
-                self._mind_relay(child)
+        self._relays.mind(self._children.values(), len(self._outbox))
 
     # -- workers ----------------------------------------------------------------------------------------------------
 
-    def _spawn(self, args: Dict[str, Any]) -> int:
-        name = args["worker"]
-        if name in self._by_name:
-            raise ValueError(f"there is a worker {name!r} already")
-        output = capture.open_pipe()
-        ours: Optional[socket.socket] = None
-        theirs: Optional[socket.socket] = None
+    def _spawn(self, number: int, args: Dict[str, Any]) -> None:
+        child = self._expect(number, args)
+        if args.get("holder") is not None and args["holder"] not in self._holders:
+            raise LookupError(f"there is no holder {args['holder']!r}")
+        child.bound = self._bounds.expect(args)
+        if args.get("holder") is not None:
+            self._by_name[child.name] = child
+            self._holders[args["holder"]].fork(child, args)
+            return
+        output, theirs = child.open()
+        supervisor = os.getpid()
         try:
-            if args["address"].get("relay"):
-                ours, theirs = socket.socketpair()
-                ours.setblocking(False)
-            self._flush()
-            supervisor = os.getpid()
-            pid = os.fork()
-        except OSError:
-            os.close(output[0])
-            if ours is not None:
-                ours.close()
-            raise
-        else:
-            if pid == 0:
-                self._become_worker(args, theirs, output, supervisor)
+            if self._fork(child) == 0:
+                self._selector.close()
+                worker.begin(args, theirs, output, supervisor)
         finally:
             os.close(output[1])
             if theirs is not None:
                 theirs.close()
-        child = Child(name, pid, output[0], ours)
-        self._children[pid] = self._by_name[name] = child
+        self._send({"id": number, "ok": {"pid": child.pid}})
+
+    def _hold(self, number: int, args: Dict[str, Any]) -> None:
+        if not processes.ORPHANS_COME:
+            raise OSError("a process cannot hand its children over on this system")
+        child = self._expect(number, args)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        output, _ = child.open()
+        supervisor = os.getpid()
+        try:
+            if self._fork(child) == 0:
+                self._selector.close()
+                files = [(path, kind) for path, kind in args["files"]]
+                holder.main(files, args["memory_limit"], theirs, output[1], supervisor)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            os.close(output[1])
+            theirs.close()
+        self._holders[child.name] = Holder(
+            ours, started=self._started, failed=self._failed, loaded=lambda outcome: self._loaded(child, outcome)
+        )
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(child.name))
+
+    def _expect(self, number: int, args: Dict[str, Any]) -> Child:
+        if args["worker"] in self._by_name:
+            raise ValueError(f"there is a worker {args['worker']!r} already")
+        return Child(args["worker"], number, relayed=bool(args.get("address", {}).get("relay")))
+
+    def _fork(self, child: Child) -> int:
+        """Fork; 0 in the child. On an error the child's descriptors are closed."""
+        self._flush()
+        try:
+            pid = os.fork()
+        except OSError:
+            child.close()
+            raise
+        if pid != 0:
+            child.pid = pid
+            self._children[pid] = self._by_name[child.name] = child
         return pid
+
+    # -- workers that are forked from a holder ----------------------------------------------------------------------
+
+    def _started(self, child: Child, pid: int) -> None:
+        child.pid = pid
+        self._children[pid] = child
+        self._send({"id": child.request, "ok": {"pid": pid}})
+        if child.doomed:
+            self._doom(child)
+
+    def _failed(self, child: Child, reason: str) -> None:
+        self._hunting = True  # it may have been forked without anybody having been told
+        del self._by_name[child.name]
+        child.close()
+        self._send({"id": child.request, "error": {"type": "OSError", "message": reason}})
+        for number in child.waiting:
+            self._send({"id": number, "ok": {}})
+
+    def _loaded(self, child: Child, outcome: Dict[str, Any]) -> None:
+        if "ready" in outcome:
+            self._send({"id": child.request, "ok": {"bytes": outcome["ready"]}})
+        else:
+            self._send({"id": child.request, "error": outcome["error"]})
+
+    def _hear(self, name: str) -> None:
+        known = self._holders.get(name)
+        if known is not None and not known.hear():
+            del self._holders[name]
+            self._selector.unregister(known.sock)
+            known.gone("the process that held its contexts has ended")
+
+    def _hear_all(self) -> None:
+        """Learn of every worker that may be a child of this process by now."""
+        for name in list(self._holders):
+            self._hear(name)
 
     def _remember(self, scratch: str) -> None:
         """Keep a run's folder in mind; now and then forget those that are gone."""
@@ -225,39 +287,26 @@ class Supervisor:
             self._scratch = {folder for folder in self._scratch if os.path.isdir(folder)}
             self._forget_at = 2 * len(self._scratch) + FORGET_AT
 
-    def _become_worker(self, args: Dict[str, Any], sock: Optional[socket.socket], output: Any, supervisor: int) -> None:
-        status = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            self._let_go({*output} | ({sock.fileno()} if sock else set()))
-            worker.main(args, sock, output, supervisor)
-        except BaseException as error:
-            message = f"the worker could not start: {type(error).__name__}: {error}\n"
-            os.write(output[1], message.encode("utf-8", "replace"))
-        finally:
-            leave(status)
-
-    def _let_go(self, keep: Set[int]) -> None:
-        """In a worker: close what belongs to the supervisor and to other workers."""
-        self._selector.close()
-        low = 3
-        for number in sorted(number for number in keep if number > 2):
-            os.closerange(low, number)
-            low = number + 1
-        os.closerange(low, MAX_DESCRIPTORS)
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(null, number)
-        os.close(null)
-
     def _kill(self, number: int, name: str) -> None:
         child = self._by_name.get(name)
         if child is None:
             self._send({"id": number, "ok": {}})
             return
         child.waiting.append(number)
-        if self._children.get(child.pid) is not child:
-            return  # it has been waited for: only what it left is still hunted
+        if child.pid == 0:
+            child.doomed = True  # a holder is about to fork it
+        elif self._children.get(child.pid) is child:  # else it has been waited for: only what it left is still hunted
+            self._doom(child)
+
+    def _mind_bounds(self) -> None:
+        """Look for workers that have more processes than they may; remove the groups of dead ones."""
+        for pid in self._bounds.look({pid: child.bound for pid, child in self._children.items() if not child.doomed}):
+            self._doom(self._children[pid])
+        self._bounds.tidy()
+
+    def _doom(self, child: Child) -> None:
+        if child.bound is not None:
+            child.bound.kill(child.pid)
         if not processes.ORPHANS_COME:
             processes.kill_trees([child.pid])
         processes.kill(child.pid)  # first of all: while it lives it keeps the dead below it, when it is gone they can be waited for here
@@ -272,14 +321,17 @@ class Supervisor:
         self._ended = not self._collect(time.monotonic() + STEP_SECONDS)
         if not self._hunting or self._ended:
             return
-        spare = [pid for pid, child in self._children.items() if not child.doomed]
-        self._hunting = processes.kill_own(spare, STEP_SECONDS)
+        self._hunting = processes.kill_own(self._spared, STEP_SECONDS)
         self._pause = min(2 * self._pause, PAUSE_SECONDS[1]) if self._hunting else PAUSE_SECONDS[0]
         late = time.monotonic() - BURY_SECONDS
         over = [dead for dead in self._dead if not self._hunting or dead[2] < late]
         self._dead = [dead for dead in self._dead if dead not in over]
         for child, status, _ in over:
             self._bury(child, status)
+
+    def _spared(self) -> List[int]:
+        self._hear_all()
+        return [pid for pid, child in self._children.items() if not child.doomed]
 
     def _collect(self, deadline: float) -> bool:
         """Wait for children that have ended; False when time was up before the last."""
@@ -291,18 +343,24 @@ class Supervisor:
             if pid == 0:
                 return True
             self._pause = PAUSE_SECONDS[0]
+            if pid not in self._children:
+                self._hear_all()
             if pid in self._children:
-                self._dead.append((self._children.pop(pid), os.waitstatus_to_exitcode(status), time.monotonic()))
+                child = self._children.pop(pid)
+                if child.bound is not None:
+                    child.bound.kill_rest()
+                self._dead.append((child, os.waitstatus_to_exitcode(status), time.monotonic()))
                 self._hunting = True
         return False
 
     def _bury(self, child: Child, status: int) -> None:
         del self._by_name[child.name]
-        while self._relay_out(child):
-            pass
-        self._end_relay(child)
-        self._send({"note": "exited", "worker": child.name, "status": status, "output": _last_words(child.output)})
-        os.close(child.output)
+        self._relays.end(child)
+        self._hear(child.name)
+        reason = child.bound.why(status) if child.bound is not None else ""
+        self._send({"note": "exited", "worker": child.name, "status": status, "output": child.last_words(), "reason": reason})
+        self._bounds.end(child.bound)
+        child.close()
         for number in child.waiting:
             self._send({"id": number, "ok": {}})
 
@@ -313,67 +371,17 @@ class Supervisor:
             processes.kill_trees(self._children)
         while True:
             self._collect(float("inf"))
-            if not processes.kill_own((), float("inf")):
+            if not processes.kill_own(tuple, float("inf")):
                 break
             time.sleep(PAUSE_SECONDS[0])
+        self._bounds.close(child.bound for child in self._by_name.values())
         for scratch in self._scratch:
             remove_tree(scratch)
 
-    # -- relayed connections ----------------------------------------------------------------------------------------
-
-    def _mind_relay(self, child: Child) -> None:
-        assert child.relay is not None
-        wanted = 0 if len(self._outbox) > MAX_BACKLOG else selectors.EVENT_READ
-        wanted |= selectors.EVENT_WRITE if child.unsent else 0
-        known = self._selector.get_map().get(child.relay)
-        if known is None and wanted:
-            self._selector.register(child.relay, wanted, lambda: self._relay(child))
-        elif known is not None and not wanted:
-            self._selector.unregister(child.relay)
-        elif known is not None and known.events != wanted:
-            self._selector.modify(child.relay, wanted, known.data)
-
-    def _relay(self, child: Child) -> None:
-        if child.relay is None:
-            return  # it was buried by an earlier event of the same round
-        try:
-            while child.unsent:
-                del child.unsent[: child.relay.send(child.unsent[:READ_BYTES])]
-        except BlockingIOError:
-            pass
-        except OSError:
-            child.unsent.clear()
-        self._relay_out(child)
-
-    def _relay_out(self, child: Child) -> bool:
-        """Pass on what a worker has sent, one piece; False when nothing is there."""
-        if child.relay is None:
-            return False
-        try:
-            data = child.relay.recv(READ_BYTES)
-        except BlockingIOError:
-            return False
-        except OSError:
-            data = b""
-        if not data:
-            self._end_relay(child)
-            return False
-        self._send({"note": "relay", "worker": child.name, "data": data.decode("latin-1")})
-        return True
-
-    def _end_relay(self, child: Child) -> None:
-        if child.relay is not None:
-            if child.relay in self._selector.get_map():
-                self._selector.unregister(child.relay)
-            child.relay.close()
-            child.relay = None
-
     def _relay_in(self, message: wire.Message) -> None:
         child = self._by_name.get(message["worker"])
-        if child is not None and child.relay is not None:
-            child.unsent += message["data"].encode("latin-1")
-            if len(child.unsent) > MAX_UNSENT:
-                processes.kill(child.pid)  # it does not read; the other workers' memory is not its to fill
+        if child is not None:
+            self._relays.pass_in(child, message["data"].encode("latin-1"))
 
     def _watch_signals(self) -> None:
         self._signals, writer = os.pipe()
@@ -396,10 +404,3 @@ def _host_gone() -> None:
 
 def _on_terminate(*_: Any) -> None:
     raise HostGone
-
-
-def _last_words(output: int) -> str:
-    try:
-        return os.read(output, LAST_WORDS).decode("utf-8", "replace")
-    except OSError:
-        return ""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import mmap
 import os
 from typing import Any, BinaryIO
+
+from . import texts
 
 
 def load(path: str, kind: str) -> Any:
@@ -16,18 +19,31 @@ def load(path: str, kind: str) -> Any:
         path: the file, as the guest sees it.
         kind: ``"text"`` (UTF-8 with surrogatepass), ``"bytes"``, or ``"json"`` (in the same encoding).
 
-    The file is mapped, not read, so that the peak is the value itself.
+    The file is mapped, not read, so that the peak is the value itself; for JSON, its text too.
+
+    Raises:
+        MemoryError: it does not fit; the text says what it needs.
     """
     size = os.path.getsize(path)
     if size == 0:
         return b"" if kind == "bytes" else ""
     with open(path, "rb") as file, _mapped(file) as view:
         if kind == "bytes":
+            texts.require(size, f"a bytes object of {size:,} bytes")
             return bytes(view)
-        text = str(view, "utf-8", "surrogatepass")
-    if kind == "text":
-        return text
-    return json.loads(text)
+        text = texts.decode(view)
+    return text if kind == "text" else _parse(text)
+
+
+def _parse(text: str) -> Any:
+    texts.require(len(text), f"the values of {len(text):,} characters of JSON")
+    collecting = gc.isenabled()
+    gc.disable()  # it would look through all that is there, again and again
+    try:
+        return json.loads(text)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _mapped(file: BinaryIO) -> mmap.mmap:

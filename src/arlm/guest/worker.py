@@ -5,6 +5,7 @@ Main thread: cells. I/O thread (``link``): frames and output. Nothing else runs 
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal.signal makes enums of both handlers, which touches 45 pages
 import gc
 import os
 import queue
@@ -16,7 +17,7 @@ import threading
 import warnings
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import capture, confine, processes, stubs, values, wire
+from . import bounds, capture, cgroups, confine, processes, stubs, values, wire
 from .cells import Interrupter, Session, Surroundings
 from .link import LOST_CONNECTION, Calls, Link
 
@@ -25,15 +26,41 @@ INTERRUPT = signal.SIGUSR1
 DEFAULT_OUTPUT_CHARS = 20_000
 
 
-def main(spec: Dict[str, Any], sock: Optional[socket.socket], output: Tuple[int, int], supervisor: int) -> None:
+def prepare() -> None:
+    """What all workers have in common, done once, in the process that forks them: what is called before the fork costs no page after it."""
+    os.environ.clear()
+    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8")
+    sys.argv = [""]
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning)  # a worker's thread is ours
+    capture.prepare()
+
+
+def begin(
+    spec: Dict[str, Any], sock: Optional[socket.socket], output: Tuple[int, int], supervisor: int, held: Optional[Dict[Any, Any]] = None
+) -> None:
+    """``main`` in a fresh fork of a process that has descriptors of its own; does not return."""
+    try:
+        signal.set_wakeup_fd(-1)
+        processes.let_go({*output} | ({sock.fileno()} if sock else set()))
+        main(spec, sock, output, supervisor, held or {})
+    except BaseException as error:
+        os.write(output[1], f"the worker could not start: {type(error).__name__}: {error}\n".encode("utf-8", "replace"))
+    finally:
+        _leave(1)
+
+
+def main(
+    spec: Dict[str, Any], sock: Optional[socket.socket], output: Tuple[int, int], supervisor: int, held: Dict[Tuple[str, str], Any]
+) -> None:
     """Run a worker in a freshly forked process; ends with the process.
 
     Args:
         spec: ``dir`` (the working directory), ``address``, ``token``, ``memory_limit`` (bytes or None), ``confine`` (the arguments of
-            ``confine.confine``, or None).
+            ``confine.confine``, or None), ``held_bytes`` (what ``held`` takes).
         sock: a connected socket, or None to connect to ``spec["address"]``.
         output: read and write end of the output pipe.
-        supervisor: the process that forked this one.
+        supervisor: the parent.
+        held: values of files, by path and kind, that need not be loaded any more.
     """
     processes.die_with_parent(supervisor)
     processes.become_subreaper()
@@ -43,10 +70,11 @@ def main(spec: Dict[str, Any], sock: Optional[socket.socket], output: Tuple[int,
     sock = sock or connect(spec["address"])
     decoder = wire.Decoder()
     hello, rest = _say_hello(sock, decoder, spec["token"])
+    group = bounds.prepare(spec)
     if spec.get("confine") is not None:
         confine.confine(**spec["confine"])
-    _limit_memory(spec.get("memory_limit"))
-    Worker(sock, decoder, rest, hello, stdio, output[0]).run()
+    _limit_memory(spec.get("memory_limit"), spec.get("held_bytes", 0))
+    Worker(sock, decoder, rest, hello, stdio, output[0], held, group).run()
 
 
 def connect(address: Dict[str, Any]) -> socket.socket:
@@ -68,25 +96,21 @@ def _settle_in(spec: Dict[str, Any]) -> None:
     except FileExistsError:
         pass
     os.chdir(home)
-    os.environ.clear()
-    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=home, TMPDIR=home, LANG="C.UTF-8")
+    os.environ["HOME"] = os.environ["TMPDIR"] = home
     sys.path.insert(0, home)
-    sys.argv = [""]
     for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.signal(signal.SIGINT, _signal.default_int_handler)
 
 
-def _limit_memory(limit: Optional[int]) -> None:
-    """Cap the address space at ``limit`` bytes above what the bare worker maps: code, stacks and shared libraries are not the cell's."""
-    if limit is None:
-        return
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            mapped = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        mapped = 0
-    resource.setrlimit(resource.RLIMIT_AS, (limit + mapped, limit + mapped))
+def _limit_memory(limit: Optional[int], held: int) -> None:
+    """Cap the address space at ``limit`` bytes above what the bare worker maps: code, stacks and shared libraries are not the cell's.
+
+    A context counts, whether it is loaded later or held already.
+    """
+    if limit is not None:
+        most = max(0, processes.mapped_bytes() - held) + bounds.THREAD_BYTES + limit
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _say_hello(sock: socket.socket, decoder: wire.Decoder, token: str) -> Tuple[wire.Message, List[wire.Message]]:
@@ -136,6 +160,7 @@ class Requests:
             if request is None:
                 return
             number, method, args = request
+            self._before(method)
             try:
                 if method == "exec":
                     self._exec(number, args)
@@ -149,7 +174,7 @@ class Requests:
     def _exec(self, number: int, args: Dict[str, Any]) -> None:
         self._capture.limit = args.get("output_chars", DEFAULT_OUTPUT_CHARS)
         report = self._session.run(args["code"], args["cell"])
-        self._after_cell()
+        report["notes"] += self._after_cell()
         if os.getpid() != self._pid:
             _leave(0)  # the cell forked, and this is the child that ran on to the end of the cell
 
@@ -172,8 +197,12 @@ class Requests:
         self._after_load()
         self._link.answer(number, lambda: None)
 
-    def _after_cell(self) -> None:
-        """A cell has ended, its report is not sent yet."""
+    def _before(self, method: str) -> None:
+        """A request is about to be done."""
+
+    def _after_cell(self) -> List[str]:
+        """A cell has ended, its report is not sent yet; returns what to add to its notes."""
+        return []
 
     def _after_load(self) -> None:
         """The namespace holds something that will stay."""
@@ -192,8 +221,18 @@ class Worker(Requests):
     """Requests of the host on the main thread; interrupts at once, on the I/O thread."""
 
     def __init__(
-        self, sock: socket.socket, decoder: wire.Decoder, early: List[wire.Message], hello: wire.Message, stdio: capture.Stdio, output: int
+        self,
+        sock: socket.socket,
+        decoder: wire.Decoder,
+        early: List[wire.Message],
+        hello: wire.Message,
+        stdio: capture.Stdio,
+        output: int,
+        held: Dict[Tuple[str, str], Any],
+        group: Optional[cgroups.Group],
     ) -> None:
+        self._held = held
+        self._group = group
         self._early = early
         self._stdio = stdio
         self._main_thread = threading.get_ident()
@@ -201,19 +240,24 @@ class Worker(Requests):
         kept = capture.Capture(DEFAULT_OUTPUT_CHARS)
         link = self._socket_link = Link(sock, decoder, output, kept, self._on_request)
         session = Session(stubs.build(hello["functions"], link), self._interrupter, _Process(stdio))
-        super().__init__(link, kept, session)
+        super().__init__(link, kept, session, self._take_held)
+
+    def _take_held(self, path: str, kind: str) -> Any:
+        """A held value, which is given away once, as a second name must not change the first one's list; else the file's."""
+        return self._held.pop((path, kind)) if (path, kind) in self._held else values.load(path, kind)
 
     def run(self) -> None:
         """Serve until the connection ends; does not return."""
         sys.modules["__main__"] = self._session.module
         threading.excepthook = self._session.thread_traceback
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning)  # the thread is ours
-        signal.signal(INTERRUPT, self._interrupter.handle)
+        _signal.signal(INTERRUPT, self._interrupter.handle)
         os.register_at_fork(after_in_child=self._after_fork)
         os._exit = self._exit  # type: ignore[assignment]
         for message in self._early:
             self._on_request(message["id"], message["call"], message["args"])
         self._socket_link.start()
+        if self._group is not None:
+            self._group.begin_to_enter()
         self.serve()
 
     def _on_request(self, number: int, method: str, args: Dict[str, Any]) -> None:
@@ -224,8 +268,13 @@ class Worker(Requests):
         else:
             self.put(number, method, args)
 
-    def _after_cell(self) -> None:
+    def _before(self, method: str) -> None:
+        if self._group is not None and method == "exec":
+            self._group.wait()
+
+    def _after_cell(self) -> List[str]:
         self._stdio.flush()
+        return self._group.remarks() if self._group is not None else []
 
     def _after_load(self) -> None:
         gc.freeze()

@@ -14,12 +14,13 @@ import anyio
 
 from ..errors import SandboxError
 from ..guest import wire
+from ..shortages import told
 from .connection import Connection
+from .listening import Listener
 from .peer import STALL_SECONDS, Peer, PeerLost, Transport
 
 TOKEN_BYTES = 32
 UNIX_PATH_BYTES = 100  # sun_path holds 108 on Linux and 104 on macOS, its NUL included
-BACKLOG = 1024
 
 
 class Ticket:
@@ -75,53 +76,35 @@ class LMHandler:
         self._stall_seconds = stall_seconds
         self._tickets: dict[bytes, Ticket] = {}
         self._connections: set[Connection] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
         path = None if self._directory is None else self._directory / "h"
         fits = path is not None and len(bytes(path)) <= UNIX_PATH_BYTES and hasattr(socket, "AF_UNIX")
         if self._transport == "unix" and not fits:
             raise SandboxError(f"a Unix socket needs a folder with a path below {UNIX_PATH_BYTES} bytes, not {path}; use transport='tcp'")
-        if path is not None and fits and self._transport != "tcp":
-            server = await loop.create_unix_server(self.connection, str(path), backlog=BACKLOG, start_serving=False)
-            path.chmod(0o600)
-            self.address = {"unix": str(path)}
-        else:
-            server = await loop.create_server(self.connection, "127.0.0.1", 0, backlog=BACKLOG, start_serving=False)
-            self.address = {"tcp": list(server.sockets[0].getsockname()[:2])}
         try:
-            await server.start_serving()  # a step of its own: cancelled inside create_server, a serving socket would be lost
-        except BaseException:
-            server.close()
-            raise
-        self._server = server
+            self._listener = Listener(self.connection, path=path if fits and self._transport != "tcp" else None, on_short=self._give_up_all)
+        except OSError as error:
+            raise SandboxError(f"no socket could be opened for workers to connect to: {told(error)}") from error
+        self.address = self._listener.address
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._server is not None
+        assert self._listener is not None
         self._closed = True
-        try:
-            await self._stop_accepting(self._server)
-        finally:
-            self._close(self._server)
+        self._listener.close()
+        self._give_up_all("the handler was closed")
+        for connection in list(self._connections):
+            connection.close()
+        await self._listener.settle()
         with anyio.CancelScope(shield=True):
             await asyncio.sleep(0)  # connection_lost is called on the next turn of the loop
 
-    async def _stop_accepting(self, server: asyncio.Server) -> None:
-        # asyncio drops a socket, open, that it accepted in the turn in which its server is closed: so that turn comes first.
-        for listening in server.sockets:
-            asyncio.get_running_loop().remove_reader(listening.fileno())
-        with anyio.CancelScope(shield=True):
-            await asyncio.sleep(0)
-
-    def _close(self, server: asyncio.Server) -> None:
-        server.close()
+    def _give_up_all(self, reason: str) -> None:
         for ticket in list(self._tickets.values()):
-            ticket.give_up("the handler was closed")
-        for connection in list(self._connections):
-            connection.close()
+            ticket.give_up(reason)
 
     def expect(self, name: str, functions: list[dict[str, Any]]) -> Ticket:
         """Make a token for one connection. ``functions`` are the REPL functions that its hello will name."""
