@@ -12,8 +12,9 @@ import anyio
 from .clients import prices
 from .clients.base import BaseLM
 from .clients.estimate import Estimator
+from .clients.limiter import Ticket, limiter_of
 from .clients.resolve import ModelSpec, default_model, resolve_model
-from .clients.retry import RetryPolicy, with_retries
+from .clients.retry import FREE_RETRIES, RetryBudget, RetryPolicy, with_retries
 from .clients.tally import Tally
 from .errors import ConfigError, ConnectionFailed, LimitError, ProviderError
 from .ledger import Ledger, Need, Reservation
@@ -109,6 +110,7 @@ class Caller:
         self.ledger = ledger
         self._slots = anyio.Semaphore(max_concurrency, fast_acquire=True)
         self._policy = policy
+        self._budget = RetryBudget(max(FREE_RETRIES, max_concurrency))
         self._estimators: dict[str, Estimator] = {}
         self._reached: set[str] = set()  # models that have answered in this run
 
@@ -143,10 +145,17 @@ class Caller:
                     raise NeverReached(str(error), provider=error.provider, status=error.status) from error
                 raise
 
-        return await with_retries(attempt, policy=self._policy, on_retry=on_retry)
+        return await with_retries(attempt, policy=self._policy, budget=self._budget, on_retry=on_retry)
 
     async def _attempt(self, lm: BaseLM, messages: list[Message], sampling: Sampling, account: Account, last: bool) -> Completion:
+        with await limiter_of(lm).admit() as turn:  # before the slot, so that a model that is slowed down leaves the slots to others
+            return await self._send(turn, lm, messages, sampling, account, last)
+
+    async def _send(
+        self, turn: Ticket, lm: BaseLM, messages: list[Message], sampling: Sampling, account: Account, last: bool
+    ) -> Completion:
         async with self._slots:
+            await turn.ready()
             need, sampling = self.need(lm, messages, sampling, last=last)
             reservation = await self.ledger.reserve(need)
             with account.tally.call(lm.name) as call:

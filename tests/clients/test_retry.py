@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from arlm.clients.retry import RetryPolicy, with_retries
+from arlm.clients.retry import RetryBudget, RetryPolicy, with_retries
 from arlm.errors import AuthError, BadRequest, ConnectionFailed, ContextTooLong, LimitError, Overloaded, ProviderError, RateLimited, Refused
 
 if TYPE_CHECKING:
@@ -140,3 +140,56 @@ async def test_a_cancel_during_a_wait_passes_through() -> None:
 async def test_a_cancelled_attempt_is_not_tried_again() -> None:
     with pytest.raises(asyncio.CancelledError):
         await with_retries(plays(asyncio.CancelledError(), "never"), policy=policy(Waits()))
+
+
+async def test_a_run_that_has_used_up_its_retries_fails_at_once_and_says_so() -> None:
+    waits, budget = Waits(), RetryBudget(2)
+    with pytest.raises(ConnectionFailed, match=r"3; not tried again: the run has used up its retries \(2 made"):
+        await with_retries(
+            plays(ConnectionFailed("1"), ConnectionFailed("2"), ConnectionFailed("3"), "never"), policy=policy(waits), budget=budget
+        )
+    assert len(waits.slept) == 2
+    with pytest.raises(Overloaded, match="used up"):
+        await with_retries(plays(Overloaded("busy", status=500), "never"), policy=policy(waits), budget=budget)
+    assert len(waits.slept) == 2
+
+
+async def test_each_answered_call_pays_for_one_retry() -> None:
+    budget = RetryBudget(1)
+    for _ in range(5):
+        assert await with_retries(plays(ConnectionFailed("cut"), "ok"), policy=policy(Waits()), budget=budget) == "ok"
+    assert (budget.made, budget.left) == (5, 1)
+
+
+async def test_saved_up_retries_are_bounded() -> None:
+    budget = RetryBudget(3)
+    for _ in range(100):
+        await with_retries(plays("ok"), budget=budget)
+    assert budget.left == 3
+
+
+@pytest.mark.parametrize("error", [RateLimited("slow"), Overloaded("busy", status=529)])
+async def test_refusals_cost_no_retries(error: ProviderError) -> None:
+    budget = RetryBudget(0)
+    assert await with_retries(plays(error, error, "ok"), policy=policy(Waits()), budget=budget) == "ok"
+
+
+async def test_the_last_try_costs_no_retry() -> None:
+    budget = RetryBudget(10)
+    with pytest.raises(ConnectionFailed):
+        await with_retries(plays(*[ConnectionFailed("cut")] * 3, "never"), policy=policy(Waits(), attempts=3), budget=budget)
+    assert budget.made == 2
+
+
+async def test_a_provider_that_is_down_is_asked_once_a_call_and_no_more_than_the_budget_besides() -> None:
+    asked, budget = [0], RetryBudget(50)
+
+    async def attempt() -> str:
+        asked[0] += 1
+        await asyncio.sleep(0)
+        raise ConnectionFailed("down")
+
+    calls = (with_retries(attempt, policy=policy(Waits()), budget=budget) for _ in range(1_000))
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(outcome, ConnectionFailed) for outcome in outcomes)
+    assert asked == [1_050]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, cast
 
@@ -71,6 +71,11 @@ class BaseLM(ABC):
         """The name under which usage is kept: ``"provider/model"``, or the model alone where there is no provider."""
         model = self.model or type(self).__name__
         return f"{self.provider}/{model}" if self.provider else model
+
+    @property
+    def rate_key(self) -> Hashable:
+        """Calls of models with equal keys share one rate limit. By default the name; an account or an address belongs to it too."""
+        return self.name
 
     def completion(self, prompt: Prompt, *, model: str | None = None, sampling: Mapping[str, JSON] | None = None) -> Completion:
         """:meth:`acompletion` for synchronous code. Works inside a running loop too; Ctrl-C cancels the call."""

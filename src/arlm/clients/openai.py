@@ -18,6 +18,8 @@ from .openai_rows import ROWS, endpoint_of
 from .openai_wire import completion_of, refusal_of, request_body
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from ..types import JSON, Completion
 
 TIMEOUT_S = 300.0  # for one call: reasoning models may think for minutes before the first byte
@@ -63,6 +65,11 @@ class OpenAILM(BaseLM):
         """Where calls go."""
         return self._endpoint.base_url
 
+    @property
+    def rate_key(self) -> Hashable:
+        """The name, and where and for whom calls are made: two keys have two limits."""
+        return self.name, self._endpoint
+
     async def acompletion(self, prompt: Prompt, *, model: str | None = None, sampling: Mapping[str, JSON] | None = None) -> Completion:
         """Make one call. Cancelling it closes its connection.
 
@@ -92,8 +99,10 @@ class OpenAILM(BaseLM):
             if isinstance(parsed, Mapping) and parsed.get("error") and not parsed.get("choices"):
                 raise status_error(self._endpoint, _status_in(parsed, reply.status), reply.headers, reply.body)
             completion, refusal = completion_of(parsed, name), refusal_of(parsed)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise body_error(self._endpoint, reply.status, reply.headers.get("content-type", ""), reply.body) from error
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            completion = None
+        if completion is None:  # out here, because the error of a parser holds all of the body, and a body may repeat the key
+            raise body_error(self._endpoint, reply.status, reply.headers.get("content-type", ""), reply.body)
         if refusal is not None:
             raise refused(self._endpoint, refusal, parsed.get("usage"))
         return completion

@@ -16,7 +16,10 @@ from .openai_wire import usage_of
 if TYPE_CHECKING:
     from .openai_rows import Endpoint
 
+BODY_CHARS = 80  # of a reply that is not understood
+BODY_BYTES = 65_536  # of it that are looked at
 TOLD_CHARS = 500  # of the provider's own words in a message
+PIECE_CHARS = 12  # of a key that may not be seen together; providers themselves show less
 SHORTEST_SECRET = 6  # characters; shorter "keys" are placeholders such as "none", and blotting them out would garble every message
 
 
@@ -67,7 +70,8 @@ def status_error(endpoint: Endpoint, status: int, headers: Mapping[str, str], bo
     message = str(told.get("message") or (parsed.get("error") if isinstance(parsed, Mapping) else "") or "")
     rule = _rule(status, str(told.get("code") or told.get("type") or ""), message)
     if not message and status not in (401, 403, 429) and status < 500:
-        message = f"the reply was {body[:80].decode('utf-8', 'replace').strip()!r}" if body else "the reply was empty"
+        start = without_key(endpoint, body[:BODY_BYTES].decode("utf-8", "replace"))[:BODY_CHARS]  # in this order: half a key is one too
+        message = f"the reply was {start.strip()!r}" if body else "the reply was empty"
     return rule.kind(
         _sentence(endpoint, f"{status}", rule, message),
         provider=endpoint.row.name,
@@ -108,9 +112,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         except (KeyError, ValueError):
             continue
         return max(0.0, seconds) if seconds == seconds else None  # nan is not equal to itself
+    until = _moment(headers.get("retry-after"))
+    # The reply's own date, because this machine's clock may be wrong by any amount, and may jump.
+    now = _moment(headers.get("date")) or time.time()
+    return None if until is None else max(0.0, until - now)
+
+
+def _moment(date: str | None) -> float | None:
+    """Seconds since 1970 of an HTTP date."""
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
-    except (KeyError, ValueError, OverflowError):
+        return None if date is None else email.utils.parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError):
         return None
 
 
@@ -126,15 +138,25 @@ def _rule(status: int, code: str, message: str) -> Rule:
 
 def _sentence(endpoint: Endpoint, status: str, rule: Rule, told: str) -> str:
     key = endpoint.row.key_variable or "the key"
-    advice = rule.advice.replace("{key}", key).replace("{url}", endpoint.base_url)
-    words = " ".join(_without_key(endpoint, told).split())
+    advice = rule.advice.replace("{key}", key).replace("{url}", endpoint.shown_url)
+    words = " ".join(without_key(endpoint, told).split())
     said = f" ({words[:TOLD_CHARS]}{'…' if len(words) > TOLD_CHARS else ''})" if words else ""
     return f"{endpoint.row.name}{f' {status}' if status else ''}: {advice}{said}"
 
 
-def _without_key(endpoint: Endpoint, text: str) -> str:
+def without_key(endpoint: Endpoint, text: str) -> str:
+    """A text in which the key is blotted out, and each longer piece of it: others cut their messages where they like."""
     key = endpoint.api_key
-    return text.replace(key, "***") if key and len(key) >= SHORTEST_SECRET else text
+    if not key or len(key) < SHORTEST_SECRET:
+        return text
+    text = text.replace(key, "***")
+    for start in range(len(key) - PIECE_CHARS + 1):
+        while (at := text.find(key[start : start + PIECE_CHARS])) >= 0:
+            size = PIECE_CHARS
+            while text[at + size : at + size + 1] == key[start + size : start + size + 1] != "":
+                size += 1
+            text = f"{text[:at]}***{text[at + size :]}"
+    return text
 
 
 def _parsed(body: bytes) -> Any:

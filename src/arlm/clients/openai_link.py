@@ -11,13 +11,16 @@ import importlib
 import io
 import os
 import urllib.request
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import BadRequest, ConfigError, ProviderError
 from ..loopbound import on_loop_close, per_loop
-from .openai_errors import connection_error
+from ..shortages import no_descriptors, told
+from . import crowd
+from .openai_errors import connection_error, without_key
 
 if TYPE_CHECKING:
     import httpx2
@@ -36,17 +39,17 @@ _ACCOUNT = frozenset({"openai-organization", "openai-project"})  # an OpenAI acc
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back: status, headers (lower-case names), body."""
+    """What came back: status, headers (lower-case names), body. Only the status is shown: a provider may repeat what it was sent."""
 
     status: int
-    headers: dict[str, str]
-    body: bytes
+    headers: dict[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Envelope:
-    url: URL
-    headers: CIMultiDict[str]
+    url: URL = field(repr=False)
+    headers: CIMultiDict[str] = field(repr=False)
 
 
 async def link_to(endpoint: Endpoint) -> Link:
@@ -67,14 +70,21 @@ class Link:
         self._endpoint = endpoint
         self._envelopes: dict[str, _Envelope] = {}
         self._writing = asyncio.Lock()  # a thousand first calls want one envelope
+        self._under_way = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()  # calls for which there was no file descriptor
+        self._starts = per_loop(("starts", crowd.Gate), lambda: crowd.Gate(crowd.STARTS_A_TURN))
+        self._replies = per_loop(("replies", crowd.Gate), lambda: crowd.Gate(crowd.REPLIES_A_TURN))
         self._proxy = _proxy_for(endpoint)
         secure = endpoint.base_url.startswith("https:")
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=httpx2.create_ssl_context() if secure else True)
+        context = httpx2.create_ssl_context() if secure else True
+        connector = aiohttp.TCPConnector(limit=crowd.descriptors(), keepalive_timeout=KEEPALIVE_S, ssl=context)
         self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         on_loop_close(self._session.close)
 
     async def post(self, path: str, body: bytes, *, timeout: float) -> Reply:
         """Send one call and read its whole reply. Cancelling it closes its connection.
+
+        While there is no file descriptor for another connection, it waits for one of the calls under way to end.
 
         Args:
             path: below the base URL.
@@ -84,18 +94,59 @@ class Link:
         Raises:
             ConnectionFailed: no whole reply came. BadRequest: and none will, such as for an untrusted certificate.
         """
+        envelope = self._envelopes.get(path) or await self._write_envelope(path)
+        with crowd.counted():
+            reply = await self._posted(envelope, body, timeout)
+            await self._replies.passed()
+            return reply
+
+    async def _posted(self, envelope: _Envelope, body: bytes, timeout: float) -> Reply:
         import aiohttp
 
-        envelope = self._envelopes.get(path) or await self._write_envelope(path)
+        while True:
+            await self._starts.passed()
+            self._under_way += 1
+            short = False
+            try:
+                return await self._send(envelope, body, timeout)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure, cause, short = self._failure(error, timeout), _bare(self._endpoint, error), no_descriptors(error)
+            finally:
+                self._under_way -= 1
+                if not short or not self._under_way:
+                    self._make_room()
+            if not short or not self._under_way:
+                raise failure from cause  # out here, or the SDK's own error, which may show headers, would stay its context
+            await self._room()
+
+    async def _send(self, envelope: _Envelope, body: bytes, timeout: float) -> Reply:
+        import aiohttp
+
         data = body if len(body) <= LARGE_BYTES else io.BytesIO(body)
         limit = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_S)
+        async with self._session.post(
+            envelope.url, data=data, headers=envelope.headers, timeout=limit, allow_redirects=False, proxy=self._proxy
+        ) as response:
+            return Reply(response.status, {name.lower(): value for name, value in response.headers.items()}, await response.read())
+
+    def _make_room(self) -> None:
+        """A call has ended: those that found no descriptor may try again, two for one, so that they become more where there is room."""
+        for _ in range(2):
+            while self._waiting and (place := self._waiting.popleft()):
+                if not place.done():
+                    place.set_result(None)
+                    break
+
+    async def _room(self) -> None:
+        """Wait until one of the calls under way has ended and left its connection."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
         try:
-            async with self._session.post(
-                envelope.url, data=data, headers=envelope.headers, timeout=limit, allow_redirects=False, proxy=self._proxy
-            ) as response:
-                return Reply(response.status, {name.lower(): value for name, value in response.headers.items()}, await response.read())
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._failure(error, timeout) from error
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():
+                self._make_room()
+            raise
 
     async def _write_envelope(self, path: str) -> _Envelope:
         from multidict import CIMultiDict
@@ -112,7 +163,7 @@ class Link:
     def _failure(self, error: BaseException, timeout: float) -> ProviderError:
         import aiohttp
 
-        url = self._endpoint.base_url
+        url = self._endpoint.shown_url
         match error:
             case aiohttp.ClientConnectorCertificateError():
                 return connection_error(self._endpoint, f"the certificate of {url} is not trusted", error, kind=BadRequest)
@@ -124,11 +175,20 @@ class Link:
                 return connection_error(self._endpoint, f"{url} accepted no connection within {CONNECT_S:g} s", TimeoutError())
             case aiohttp.ServerTimeoutError() | TimeoutError():
                 return connection_error(self._endpoint, f"no reply from {url} within {timeout:g} s", TimeoutError())
+            case aiohttp.ClientConnectorError() if no_descriptors(error):
+                return connection_error(self._endpoint, f"no connection to {url}: {told(error.os_error)}", TimeoutError())
             case aiohttp.ClientConnectorError():
                 return connection_error(self._endpoint, f"{url} cannot be reached: is the server running there?", error)
             case aiohttp.InvalidURL():
                 return connection_error(self._endpoint, f"{url} is not a usable URL", error, kind=BadRequest)
         return connection_error(self._endpoint, f"the connection to {url} was cut", error)
+
+
+def _bare(endpoint: Endpoint, error: BaseException) -> BaseException:
+    """What went wrong, without what the carrier's errors have in their repr: headers, and a proxy's password."""
+    if type(error).__module__.partition(".")[0] == "aiohttp":
+        return getattr(error, "os_error", None) or ConnectionError(without_key(endpoint, f"{type(error).__name__}: {error}"))
+    return error
 
 
 _SDK = frozenset({"openai", "aiohttp"})
@@ -137,7 +197,10 @@ _imported: set[str] = set()
 
 async def _import_sdk() -> None:
     for name in _SDK - _imported:
-        await asyncio.to_thread(importlib.import_module, name)
+        try:
+            await asyncio.to_thread(importlib.import_module, name)
+        except OSError as error:
+            raise ConfigError(f"the package {name} could not be loaded: {told(error)}") from error
         _imported.add(name)
 
 
@@ -185,5 +248,5 @@ def _proxy_for(endpoint: Endpoint) -> str | None:
         return None
     proxy = proxy if "//" in proxy else f"http://{proxy}"
     if not proxy.startswith(("http://", "https://")):
-        raise ConfigError(f"the proxy for {endpoint.base_url} is a {proxy.partition(':')[0]} proxy; only http and https proxies work here")
+        raise ConfigError(f"the proxy for {endpoint.shown_url} is a {proxy.partition(':')[0]} proxy; only http and https proxies work here")
     return proxy

@@ -105,6 +105,18 @@ class Endpoint:
     api_key: str | None = field(repr=False)
     api_version: str | None = None
 
+    @property
+    def shown_url(self) -> str:
+        """The base URL as messages may show it."""
+        return shown(self.base_url)
+
+
+def shown(url: str) -> str:
+    """A URL without what may be a secret in it: name, password, and the query."""
+    parts = urlsplit(url)
+    query = "…" if parts.query else ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+
 
 def endpoint_of(row: Row, *, base_url: str | None = None, api_key: str | None = None) -> Endpoint:
     """What the arguments, or else the environment, say about a provider.
@@ -131,20 +143,31 @@ def _variable(name: str) -> str | None:
 
 
 def _checked_url(row: Row, url: str) -> str:
-    if row.name == "ollama":
-        url = _ollama_url(url)
-    parts = urlsplit(url)
+    has_user = False
     try:
+        if row.name == "ollama":
+            url = _ollama_url(url)
+        parts = urlsplit(url)
+        has_user = parts.username is not None
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         usable = False
     if not usable:
         raise ConfigError(
-            f"the base URL of {row.name!r} is {url!r}; it must begin with http:// or https:// (variable {row.base_url_variable})"
+            f"the base URL of {row.name!r} is {_shown_bad(url)!r}; "
+            f"it must begin with http:// or https:// (variable {row.base_url_variable})"
         )
-    if parts.username is not None:
+    if has_user:
         raise ConfigError(f"the base URL of {row.name!r} must not carry credentials (variable {row.base_url_variable})")
     return url.rstrip("/")
+
+
+def _shown_bad(url: str) -> str:
+    """The same for what may be no URL at all."""
+    try:
+        return shown(url) if "@" not in url.partition("?")[0] else f"…@{url.partition('?')[0].rpartition('@')[2]}"
+    except ValueError:
+        return "…"
 
 
 def _ollama_url(host: str) -> str:

@@ -11,6 +11,9 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
+from ..shortages import told
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -43,10 +46,20 @@ _known: dict[str, _Rates | object | None] = {}
 
 
 async def prepare(models: Iterable[str]) -> None:
-    """Load the list and look the models up, in a thread, so that :func:`price` takes a microsecond. Call it before a run starts."""
+    """Load the list and look the models up, in a thread, so that :func:`price` takes a microsecond.
+
+    Call it before a run starts.
+
+    Raises:
+        ConfigError: the list could not be read.
+    """
     wanted = [model for model in models if model not in _known]
-    if wanted:
+    if not wanted:
+        return
+    try:
         await asyncio.to_thread(lambda: [_entry(model) for model in wanted])
+    except OSError as error:
+        raise ConfigError(f"the list of prices could not be loaded: {told(error)}") from error
 
 
 def price(model: str, usage: TokenUsage) -> float | None:

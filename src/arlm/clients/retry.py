@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import tenacity
 
 from ..errors import ProviderError
+from .limiter import is_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,10 +46,54 @@ class RetryPolicy:
         return float(min(self.max_wait, self.first_wait * 2 ** (attempt - 1)) * (1 - spread))
 
 
+FREE_RETRIES = (
+    1_000  # of a run tree: a provider that restarts costs each of 256 calls in flight three or four; one that is down gets no more
+)
+
+
+class RetryBudget:
+    """The retries of a run tree: so many at first, and one more for each call that is answered.
+
+    A provider that is up may so fail as often as it answers, and every call is still carried to its end; one that is down is asked once
+    a call and ``free`` times more, not several times a call. A refusal (429, overload) costs nothing: the limiter paces those, and shuts
+    the model where nothing passes; a first burst above the permitted rate would otherwise use up what is meant for failures.
+
+    Args:
+        free: retries before the first answer, and the most that can be saved up.
+
+    Attributes:
+        left: retries that may be made now.
+        made: retries made.
+    """
+
+    def __init__(self, free: int = FREE_RETRIES) -> None:
+        self.free = self.left = free
+        self.made = 0
+
+    def answered(self) -> None:
+        """A call was answered."""
+        self.left = min(self.free, self.left + 1)
+
+    def take(self, error: ProviderError) -> bool:
+        """Whether a call that failed with ``error`` may be made again; if not, the error's text says why."""
+        if is_refusal(error):
+            return True
+        if self.left < 1:
+            error.args = (
+                f"{error}; not tried again: the run has used up its retries ({self.made:,} made; "
+                f"it has {self.free:,}, and one more for each answered call)",
+            )
+            return False
+        self.left -= 1
+        self.made += 1
+        return True
+
+
 async def with_retries(
     attempt: Callable[[], Awaitable[T]],
     *,
     policy: RetryPolicy | None = None,
+    budget: RetryBudget | None = None,
     on_retry: Callable[[ProviderError, float], None] | None = None,
 ) -> T:
     """Await ``attempt()`` until it succeeds, fails for good, or the policy's tries are used up.
@@ -58,6 +103,7 @@ async def with_retries(
     Args:
         attempt: makes one call; it reserves and settles for itself.
         policy: how often and how long.
+        budget: that of the run tree; None: none but the policy's tries.
         on_retry: told of each failure that will be tried again, with the seconds until then.
 
     Raises:
@@ -65,16 +111,22 @@ async def with_retries(
     """
     policy = policy or RetryPolicy()
     try:
-        return await attempt()
+        result = await attempt()
     except ProviderError as error:
-        if not _worth_it(error, policy) or policy.attempts <= 1:
+        if not error.retryable:
             raise
-        first = error
-    return await _again(first, attempt, policy, on_retry)
+        result = await _again(error, attempt, policy, budget, on_retry)
+    if budget is not None:
+        budget.answered()
+    return result
 
 
 async def _again(
-    first: ProviderError, attempt: Callable[[], Awaitable[T]], policy: RetryPolicy, on_retry: Callable[[ProviderError, float], None] | None
+    first: ProviderError,
+    attempt: Callable[[], Awaitable[T]],
+    policy: RetryPolicy,
+    budget: RetryBudget | None,
+    on_retry: Callable[[ProviderError, float], None] | None,
 ) -> T:
     failures = iter([first])
 
@@ -82,6 +134,12 @@ async def _again(
         for error in failures:  # the try that has already failed opens tenacity's count, so that success costs none of its machinery
             raise error
         return await attempt()
+
+    def is_worth_it(state: tenacity.RetryCallState) -> bool:
+        error = _error_of(state)
+        if not isinstance(error, ProviderError) or not _worth_it(error, policy) or state.attempt_number >= policy.attempts:
+            return False
+        return budget is None or budget.take(error)
 
     def announce(state: tenacity.RetryCallState) -> None:
         error = _error_of(state)
@@ -92,19 +150,12 @@ async def _again(
         error = _error_of(state)
         return policy.wait(error, state.attempt_number) if isinstance(error, ProviderError) else 0.0
 
-    retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception(lambda error: _worth_it(error, policy)),
-        stop=tenacity.stop_after_attempt(policy.attempts),
-        wait=wait,
-        sleep=policy.sleep,
-        before_sleep=announce,
-        reraise=True,
-    )
+    retrying = tenacity.AsyncRetrying(retry=is_worth_it, wait=wait, sleep=policy.sleep, before_sleep=announce, reraise=True)
     return await retrying(next_attempt)
 
 
-def _worth_it(error: BaseException, policy: RetryPolicy) -> bool:
-    if not isinstance(error, ProviderError) or not error.retryable:
+def _worth_it(error: ProviderError, policy: RetryPolicy) -> bool:
+    if not error.retryable:
         return False
     if error.retry_after is not None and error.retry_after > policy.max_wait:
         error.args = (
