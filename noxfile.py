@@ -1,5 +1,7 @@
 """The checks, one session each. The README's test command, CI and a developer all run these."""
 
+import os
+
 import nox
 
 nox.needs_version = ">=2025.5.1"  # the first with `default=` and dependency groups settled as used here
@@ -48,6 +50,15 @@ def versions(session: nox.Session) -> None:
     """The test suite on each supported Python that is installed."""
     session.install(".", *group("test"))
     session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def guests(session: nox.Session) -> None:
+    """The guest's side on every Python from 3.9 on that is found, confined: `nox -s guests -- PYTHON...` adds some that are not on PATH."""
+    session.install(".", *group("test"))
+    session.run(
+        "pytest", "tests/guest/test_pythons.py", env={"ARLM_GUEST_CASES": "all", "ARLM_GUEST_PYTHONS": os.pathsep.join(session.posargs)}
+    )
 
 
 @nox.session(default=False)

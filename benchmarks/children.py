@@ -24,6 +24,7 @@ from arlm import functions
 from arlm.environments import ProcessREPL
 from arlm.environments.base import Place
 from arlm.environments.repl import REPL
+from arlm.guest.__main__ import PRELOAD
 from arlm.server import LMHandler
 
 COUNT = 200
@@ -97,9 +98,13 @@ async def workers_one_by_one() -> Figures:
     return {"each_ms": sorted(took)[len(took) // 2] * 1000}
 
 
-def interpreters() -> Figures:
-    """``python -I -c pass``, but for the line that says that it is there and the wait for the others."""
-    code = "import sys; sys.stdout.write('x'); sys.stdout.flush(); sys.stdin.read()"
+HERE = "import sys; sys.stdout.write('x'); sys.stdout.flush(); sys.stdin.read()"
+# What a worker has in memory when it answers: the modules that the supervisor has imported for cells, and its own.
+AS_FAR = f"import {', '.join(PRELOAD)}, selectors, socket, threading, ctypes, mmap, ast, codeop, linecache, traceback; {HERE}"
+
+
+def interpreters(code: str) -> Figures:
+    """``python -I -c …``, with a byte that says that it is there, and the wait for the others."""
     with spending() as spent:
         started = [
             subprocess.Popen([sys.executable, "-I", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(COUNT)
@@ -163,9 +168,15 @@ def forks() -> Figures:
 def compared(medians: Mapping[str, Figures]) -> Mapping[str, Figures]:
     """Ratios of a worker to a fresh interpreter, where both were measured."""
     found: dict[str, Figures] = {}
-    for worker, fresh in ((SIDE_BY_SIDE, FRESH), (ONE, FRESH_ONE)):
+    for worker, fresh, name in (
+        (SIDE_BY_SIDE, FRESH, "times_faster"),
+        (SIDE_BY_SIDE, FRESH_AS_FAR, "times_faster_at_equal_terms"),
+        (ONE, FRESH_ONE, "times_faster"),
+    ):
         if worker in medians and fresh in medians:
-            found[worker] = {"times_faster": medians[fresh]["each_ms"] / medians[worker]["each_ms"]}
+            found.setdefault(worker, {})[name] = medians[fresh]["each_ms"] / medians[worker]["each_ms"]
+    if SIDE_BY_SIDE in found and FRESH_AS_FAR in medians:
+        found[SIDE_BY_SIDE]["pss_at_equal_terms"] = medians[SIDE_BY_SIDE]["pss_each_mib"] / medians[FRESH_AS_FAR]["pss_each_mib"]
     if SIDE_BY_SIDE in found and FRESH in medians:
         found[SIDE_BY_SIDE]["pss_to_fresh"] = medians[SIDE_BY_SIDE]["pss_each_mib"] / medians[FRESH]["pss_each_mib"]
         if FRESH_ONE in medians:
@@ -175,13 +186,15 @@ def compared(medians: Mapping[str, Figures]) -> Mapping[str, Figures]:
 
 SIDE_BY_SIDE = f"{COUNT} workers side by side"
 FRESH = f"{COUNT} fresh interpreters side by side"
+FRESH_AS_FAR = f"{COUNT} fresh interpreters with a worker's imports"
 ONE, FRESH_ONE = "workers, one by one", "fresh interpreters, one by one"
 
 BENCHMARK = Benchmark(
     claim="what a child costs",
     cases={
         SIDE_BY_SIDE: partial(workers, COUNT),
-        FRESH: interpreters,
+        FRESH: partial(interpreters, HERE),
+        FRESH_AS_FAR: partial(interpreters, AS_FAR),
         f"{COUNT} forks": forks,
         ONE: workers_one_by_one,
         FRESH_ONE: interpreters_one_by_one,

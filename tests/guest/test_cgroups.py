@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +323,7 @@ supervisor.Supervisor(0, 1).run()
 
 
 @pytest.fixture
-async def ungrouped(monkeypatch: pytest.MonkeyPatch) -> Bench:
+def ungrouped(monkeypatch: pytest.MonkeyPatch) -> AbstractAsyncContextManager[Bench]:
     """A bench whose supervisor finds no place for a group."""
     from arlm.environments import process as module
 
@@ -332,10 +333,43 @@ async def ungrouped(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are counted on Linux")
-async def test_where_there_are_no_groups_the_supervisor_counts(ungrouped: Any) -> None:
+async def test_where_there_are_no_groups_the_supervisor_counts(ungrouped: AbstractAsyncContextManager[Bench]) -> None:
     async with ungrouped as bench:
         assert await bench.out(FORKS + "pids = children(20, 0)\nlen(pids)") == "20\n"
         cell = await bench.cell("pids += children(60, 0)\ntime.sleep(60)")
         assert cell.stopped == "exited"
         assert cell.error == "the REPL ended in this cell: the limit of 40 processes and threads was reached and passed"
         assert await bench.out("1 + 1") == "2\n"
+
+
+BOMB = """
+import os, time
+print(os.getcwd())
+made = 0
+while made < 9:
+    made += 1
+    if os.fork() == 0:
+        os.setsid()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are counted on Linux")
+async def test_a_tree_that_doubles_in_sessions_of_its_own_is_found_and_dies_whole(ungrouped: AbstractAsyncContextManager[Bench]) -> None:
+    async with ungrouped as bench:
+        cell = await bench.cell(BOMB)
+        assert cell.stopped == "exited"
+        assert "the limit of 40 processes and threads was reached and passed" in str(cell.error)
+        assert living_in(cell.output.split()[0]) == []
+        assert await bench.out("1 + 1") == "2\n"
+
+
+def living_in(folder: str) -> list[str]:
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.readlink(f"/proc/{name}/cwd").startswith(folder) and alive_here(int(name)):
+                found.append(name)
+        except OSError:
+            continue
+    return found

@@ -265,7 +265,12 @@ class REPL:
         self._streamed, self._streamed_chars = [], 0
         clock = self._clock = CellClock(self._cell_timeout)
         stopped: Stop | None = None
-        request = self._running = peer.start_call("exec", {"code": code, "cell": number, "output_chars": OUTPUT_CHARS})
+        try:
+            request = self._running = peer.start_call("exec", {"code": code, "cell": number, "output_chars": OUTPUT_CHARS})
+        except PeerLost as error:  # it went in the moment in which the cell was to begin
+            clock.stop()
+            self._clock = None
+            return await self._lost(error, None, loop.time() - began, peer, worker)
         try:
             stopped = await self._watch(request, clock, worker)
             if stopped is not None:

@@ -93,7 +93,8 @@ def halt(root: int) -> None:
     """Stop a process and all below it, then kill them; after HALT_SECONDS of CPU time it is left as it is.
 
     Each is stopped as soon as it is found: what is stopped takes no turns from the caller, starts nothing, and leaves no place to others
-    under the kernel's limit. Killing alone would be a race between the many that fork and the one that looks.
+    under the kernel's limit. Killing alone would be a race between the many that fork and the one that looks. A child that one of them was
+    making meanwhile may be left; it comes to the supervisor as an orphan, and is hunted there.
     """
     deadline = time.process_time() + HALT_SECONDS
     stopped: Set[int] = set()
