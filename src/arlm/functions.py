@@ -17,7 +17,7 @@ import anyio.lowlevel
 from .server.peer import CallError
 from .types import JSON
 
-STARTS_A_TURN = 250  # tasks started before the event loop gets a turn
+STARTS_A_TURN = 50  # tasks started before the event loop gets a turn: about ten milliseconds of work
 ITEMS_A_TURN = 32  # of a batch, for models that answer without ever waiting: a cache, a rule
 LOCAL_NAMES = ("context", "history", "answer", "SHOW_VARS")  # put back after every cell by the worker itself
 

@@ -22,7 +22,7 @@ WINDOW_S = 1.0  # what got through is counted over the last one to two windows
 SHORTEST_S = 0.001  # a window is taken to be that long at least
 BURST_S = 1.0  # a burst counts as what a second lets through: how much faster it was sent says nothing about the limit
 SAMPLE = 20  # requests from which a share of refusals can be told
-FEW = 4  # of them let through: the rate at which that was is no ceiling to come back to
+FEW = 4  # requests let through: with fewer, or before any rate was kept to, what got through is no ceiling to come back to
 AT_THE_END = 4.0  # times the share of refusals is what it is at the end of the time over which it was counted
 QUIET_S = 60.0  # nothing refused and nobody in line: there is no limit any more
 ALLOWED = 0.03  # the share of refusals that is no reason to cut: now and then one comes by chance, from any provider
@@ -77,7 +77,6 @@ class Pace:
         self._cut_after = 0.0  # seconds it was counted over
         self._cut_from: float | None = None  # the rate before it
         self._is_learning = False  # whether late refusals of what was sent before it lower the ceiling
-        self._is_burst = False  # whether it was counted over so little time that it says little
         self._pressed_at = -math.inf  # the last refusal, or the last time that somebody waited
         self._useless = 0
         self._shares: list[float] = []  # of refusals before each cut of a row that may be useless
@@ -166,7 +165,6 @@ class Pace:
                 return
         if not self._shares:
             self._before_useless = self.rate or seen.sent / max(now - seen.began, BURST_S)
-        self._is_burst = now - seen.began < BURST_S
         self._cut_after = max(now - seen.began, SHORTEST_S if self.rate else BURST_S)
         self._cut, self._cut_from, self._cut_at, self._is_learning = seen, self.rate, now, True
         self._window, self._earlier = _Window(now + hold), None
@@ -182,7 +180,7 @@ class Pace:
         if self.rate >= RETURNED * (self._cut_from or math.inf) or seen.share <= HELPED * before:
             self._useless = 0
             self._shares.clear()
-        elif seen.share < before / HELPED + 1 / SAMPLE:
+        elif ALLOWED < seen.share < before / HELPED + 1 / SAMPLE:
             self._useless += 1
 
     def _by_chance(self, now: float, sent: int, hold: float) -> float:
@@ -231,7 +229,7 @@ class Pace:
             if 2 * cut.waited < cut.sent:  # so few were sent that it was not the rate which kept more from getting through
                 ceiling = max(ceiling, self._cut_from / 2)
         self._ceiling = ceiling
-        self._is_ceiling_known = let_through >= FEW and (self._cut_from is not None or not self._is_burst)
+        self._is_ceiling_known = self._cut_from is not None and let_through >= FEW
         self._set_rate()
 
     def _set_rate(self) -> None:

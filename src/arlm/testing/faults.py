@@ -24,6 +24,7 @@ from ..environments.process import ProcessREPL, Road
 from ..environments.repl import REPL
 from ..guest import processes
 from ..rlm import run
+from ..scratch import sweep
 from ..types import Message
 from .bench import Subject, alive_here, open_bench
 from .cases_process import DETACHED
@@ -89,12 +90,14 @@ class Killed:
         after_s: when, in seconds after it had begun.
         processes: how many ran below it at that moment.
         gone_after_s: seconds until none of them ran any more, or None: some still do.
-        files: names left in its temporary folder; none when a worker had been started, since the supervisor then knows of it.
+        orphaned: folders that were left; none when its supervisor knew of them. The next run of anybody removes them.
+        files: names left after that: none.
     """
 
     after_s: float
     processes: int
     gone_after_s: float | None
+    orphaned: tuple[str, ...]
     files: tuple[str, ...]
 
 
@@ -114,8 +117,9 @@ def kill_a_host(driver: str, chance: random.Random, *, patience: float = 10.0) -
             time.sleep(0.005)
         gone_after = None if left else time.monotonic() - killed_at
         processes.kill_trees(left)
+        orphaned = tuple(sweep(folder))
         files = tuple(os.listdir(folder))
-    return Killed(after_s=after, processes=len(below), gone_after_s=gone_after, files=files)
+    return Killed(after_s=after, processes=len(below), gone_after_s=gone_after, orphaned=orphaned, files=files)
 
 
 def _alive(pids: set[int]) -> set[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
+from ..guest.processes import open_files
 from .provider_http import Board, Connection
 from .provider_script import BUILTINS, FAULTS, Script
 
@@ -75,10 +76,16 @@ class ScriptedProvider:
 
 
 class ProviderProcess:
-    """A provider in its own process; made by :func:`start_provider`."""
+    """A provider in its own process; made by :func:`start_provider`.
 
-    def __init__(self, url: str) -> None:
+    Attributes:
+        url: the base URL.
+        pid: of its process.
+    """
+
+    def __init__(self, url: str, pid: int) -> None:
         self.url = url
+        self.pid = pid
 
     async def stats(self) -> dict[str, Any]:
         """The counters."""
@@ -130,7 +137,7 @@ async def start_provider(script: Mapping[str, Any] | None = None) -> AsyncIterat
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        provider = ProviderProcess((await process.stdout.readline()).decode().strip())
+        provider = ProviderProcess((await process.stdout.readline()).decode().strip(), process.pid)
         if not provider.url:
             raise RuntimeError("the scripted provider did not start; its reason is on stderr")
         if script:
@@ -150,6 +157,8 @@ async def start_provider(script: Mapping[str, Any] | None = None) -> AsyncIterat
 def main(arguments: list[str] | None = None) -> None:
     """The command line: serve until killed, or until stdin closes."""
     options = _parser().parse_args(arguments)
+    with contextlib.suppress(ValueError, OSError):  # then with as many connections as there may be
+        open_files()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(options))
 

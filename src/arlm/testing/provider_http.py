@@ -91,7 +91,7 @@ class Board:
         self.counts["reasoning_tokens"] += usage["completion_tokens_details"]["reasoning_tokens"]
 
 
-_COUNTED = ("calls", "root_calls", "sub_calls", "answered", "rejected", "aborted", "connections")
+_COUNTED = ("calls", "root_calls", "sub_calls", "answered", "limited", "rejected", "aborted", "connections")
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 
 
@@ -202,6 +202,9 @@ class Connection(asyncio.Protocol):
         elif script.context_chars is not None and sum(len(message.get("content") or "") for message in messages) > script.context_chars:
             told = f"This model's maximum context length is {script.context_chars // 4} tokens."
             self._reject(400, _error(told, "invalid_request_error", "context_length_exceeded"))
+        elif not board.player.lets_in(self._loop.time()):
+            board.counts["limited"] += 1
+            self._send_json(429, _error("Rate limit reached", "requests", "rate_limit_exceeded"), self._retry_headers())
         else:
             self._answer(board.player.answer(messages), model)
 
@@ -240,8 +243,12 @@ class Connection(asyncio.Protocol):
             case "html":
                 self._send(200, b"<!doctype html><html><body>Welcome</body></html>", "text/html")
             case status:
-                extra = {"Retry-After": script.retry_after, "retry-after-ms": script.retry_after_ms} if status in ("429", "503") else {}
+                extra = self._retry_headers() if status in ("429", "503") else {}
                 self._send_json(int(status), _error(f"scripted {status}", "server_error"), extra)
+
+    def _retry_headers(self) -> Mapping[str, str | None]:
+        script = self._board.player.script
+        return {"Retry-After": script.retry_after, "retry-after-ms": script.retry_after_ms}
 
     def _end_call(self) -> None:
         self._busy = False

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .provider_turns import due
+
 FAULTS = ("429", "500", "503", "529", "reset", "stall", "cut", "invalid_json", "html")
 
 BUILTINS: Mapping[str, Callable[[str], str]] = {
@@ -27,6 +29,7 @@ class Script:
 
     Attributes:
         turns: the root's replies; which one is due follows from the assistant messages sent along, and the last one repeats.
+        turn: how the number of the turn that is due is read out of the last message, where it cannot be counted; see provider_turns.
         roots: further scripts, ``{"contains": text, "turns": [...]}``: the first whose text stands in the conversation is played.
         sub: how sub-calls are answered: the name of a built-in (``echo``, ``upper``, ``length``, ``sha256``, ``empty``), ``{"text": ...}``,
             or, in process, a function from the last message to the reply.
@@ -37,6 +40,8 @@ class Script:
         error_rates: the part of calls that meet a fault, by its name; see FAULTS.
         faults: faults of the next calls in order, before the rates apply; None is a call without one.
         faults_for: ``"all"``, ``"root"`` or ``"sub"`` calls.
+        rate: calls a second that are let in; more get a 429. None: all.
+        burst: how many may come at once after a pause.
         retry_after: the Retry-After header of a 429 or 503; None leaves it out.
         retry_after_ms: the retry-after-ms header of a 429 or 503.
         key: the only key that is let in; None lets everybody in.
@@ -53,6 +58,7 @@ class Script:
     """
 
     turns: Sequence[str] = ()
+    turn: str | None = None
     roots: Sequence[Mapping[str, Any]] = ()
     sub: str | Mapping[str, str] | Callable[[str], str] = "echo"
     rules: Sequence[Mapping[str, str]] = ()
@@ -62,6 +68,8 @@ class Script:
     error_rates: Mapping[str, float] = field(default_factory=dict)
     faults: Sequence[str | None] = ()
     faults_for: str = "all"
+    rate: float | None = None
+    burst: float = 1.0
     retry_after: str | None = "1"
     retry_after_ms: str | None = None
     key: str | None = None
@@ -92,6 +100,26 @@ class Script:
         return cls(**values)
 
 
+class Bucket:
+    """A rate limit as providers keep it: a bucket of ``burst`` tokens, which fills by ``rate`` a second and gives one to each call."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self.rate = rate
+        self.burst = burst
+        self._tokens = burst
+        self._at: float | None = None
+
+    def take(self, now: float) -> bool:
+        """Whether a call at ``now``, in seconds of any clock, is let in."""
+        since = 0.0 if self._at is None else now - self._at
+        self._at = now
+        self._tokens = min(self.burst, self._tokens + since * self.rate)
+        if self._tokens < 1 - 1e-9:  # what a rounding error leaves of a whole token is one
+            return False
+        self._tokens -= 1
+        return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One reply, ready to be sent."""
@@ -110,6 +138,11 @@ class Player:
         self.script = script
         self._random = random.Random(script.seed)
         self._faults = itertools.chain(script.faults)
+        self._bucket = None if script.rate is None else Bucket(script.rate, script.burst)
+
+    def lets_in(self, now: float) -> bool:
+        """Whether the rate allows a call at this time."""
+        return self._bucket is None or self._bucket.take(now)
 
     def answer(self, messages: Sequence[Mapping[str, Any]]) -> Answer:
         """The reply to one conversation."""
@@ -127,8 +160,7 @@ class Player:
     def _text(self, messages: Sequence[Mapping[str, Any]], *, is_root: bool) -> str:
         if is_root:
             turns = self._turns(messages)
-            played = sum(message.get("role") == "assistant" for message in messages)
-            return turns[min(played, len(turns) - 1)] if turns else ""
+            return turns[min(due(messages, self.script.turn), len(turns) - 1)] if turns else ""
         prompt = messages[-1].get("content") or "" if messages else ""
         for rule in self.script.rules:
             if rule["contains"] in prompt:
