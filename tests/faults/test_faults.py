@@ -17,6 +17,7 @@ CANCELS = max(1, round(7 * ROUNDS))
 def test_a_host_killed_at_any_point_leaves_nothing(driver: str, seed: int) -> None:
     killed = faults.kill_a_host(driver, random.Random(f"{driver} {seed}"))
     assert killed.gone_after_s is not None, killed
+    assert killed.files == (), killed
 
 
 @pytest.mark.parametrize("driver", faults.DRIVERS)

@@ -26,6 +26,7 @@ from ..guest import cgroups, wire
 from ..loopbound import on_loop_close, per_loop
 from ..server.connection import Connection
 from ..server.peer import CallError, Peer, PeerLost
+from ..shortages import told
 from .base import Exit, Worker
 from .relay import RelayRoad, RelayTransport
 
@@ -300,7 +301,10 @@ class ForkServer(Control):
     @classmethod
     def start(cls) -> ForkServer:
         """Start the process. Raises SandboxError."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise SandboxError(f"the supervisor process could not be started: {told(error)}") from error
         try:
             with theirs:
                 process = subprocess.Popen(
@@ -314,7 +318,7 @@ class ForkServer(Control):
                 )
         except OSError as error:
             ours.close()
-            raise SandboxError(f"the supervisor process could not be started: {error}") from error
+            raise SandboxError(f"the supervisor process could not be started: {told(error)}") from error
         return cls(process, ours)
 
     @property

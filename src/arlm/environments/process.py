@@ -19,6 +19,7 @@ from ..guest import cgroups
 from ..guest.confine import MAX_PROCESSES, grade
 from ..lifetimes import finish
 from ..server.handler import LMHandler, Ticket
+from ..shortages import told
 from .base import Environment, Place, Worker
 from .forkserver import STOP_SECONDS, Control, LocalWorker, clean_environment, command, current
 from .holders import Holders
@@ -176,7 +177,10 @@ class _ProcessPlace(Place):
         if self._confine is None or file.path.is_relative_to(folder):
             return str(file.path)
         inside = folder / f"file_{len(list(folder.iterdir()))}"
-        await anyio.to_thread.run_sync(_link_or_copy, file.path, inside)
+        try:
+            await anyio.to_thread.run_sync(_link_or_copy, file.path, inside)
+        except OSError as error:
+            raise SandboxError(f"{file.path} could not be copied to {folder}, where workers may read it: {told(error)}") from error
         return str(inside)
 
     async def close(self) -> None:
@@ -202,7 +206,7 @@ async def _piped_supervisor() -> AsyncIterator[Control]:
             start_new_session=True,
         )
     except OSError as error:
-        raise SandboxError(f"the supervisor process could not be started: {error}") from error
+        raise SandboxError(f"the supervisor process could not be started: {told(error)}") from error
     assert process.stdin is not None
     reader = asyncio.ensure_future(_pump(process, control.protocol(lambda: None)))
     try:
@@ -256,4 +260,8 @@ def _link_or_copy(path: Path, inside: Path) -> None:
     try:
         os.link(real, inside)
     except OSError:  # another file system, or not our file
-        shutil.copyfile(real, inside)
+        try:
+            shutil.copyfile(real, inside)
+        except OSError:
+            inside.unlink(missing_ok=True)  # half of it may be what fills the disk
+            raise

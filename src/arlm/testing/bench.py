@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import anyio
 from ..context import FOLDER, write_context
 from ..environments.repl import REPL, Loaded
 from ..lifetimes import finish
+from ..scratch import open_scratch
 from ..server.handler import LMHandler
 from ..server.peer import CallError
 
@@ -227,7 +227,7 @@ class Bench:
 async def open_bench(subject: Subject, *, cell_timeout: float = 60.0, memory_limit: int | None = None) -> AsyncIterator[Bench]:
     """Open an environment with a REPL in it; leaving closes both."""
     async with AsyncExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arlm-", ignore_cleanup_errors=True)))
+        scratch = await stack.enter_async_context(open_scratch())
         environment = subject.environment()
         handler = await stack.enter_async_context(LMHandler(directory=scratch, transport=environment.transport))
         place = await stack.enter_async_context(environment.open(handler, scratch))
