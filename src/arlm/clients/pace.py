@@ -16,6 +16,7 @@ PERIOD_CALLS = 20  # or so many calls, at low rates: at most one in twenty is re
 PERIOD_HOLDS = 10.0  # or so many times what a refusal costs in Retry-After: at most a tenth of the time is spent holding
 BEYOND = 0.1  # how fast the rate grows past the ceiling: by a tenth in the second period after it, tenfold in the fourth
 DOUBLING_CALLS = 4  # where no ceiling is known the rate doubles every second, or every so many calls
+FIRST_RATE = 10.0  # a second, after a refusal of one of the first few calls, which says only that there is a limit
 LEAST_RATE = 0.05  # a second: three calls a minute, the smallest limit that providers sell
 MOST_RATE = 10_000.0  # a second: more than one loop can send
 WINDOW_S = 1.0  # what got through is counted over the last one to two windows
@@ -228,6 +229,8 @@ class Pace:
             ceiling = min(max(ceiling, self._cut_from * (1 - AT_THE_END * cut.share)), self._cut_from)
             if 2 * cut.waited < cut.sent:  # so few were sent that it was not the rate which kept more from getting through
                 ceiling = max(ceiling, self._cut_from / 2)
+        elif cut.sent < FEW:
+            ceiling = max(ceiling, FIRST_RATE)
         self._ceiling = ceiling
         self._is_ceiling_known = self._cut_from is not None and let_through >= FEW
         self._set_rate()
