@@ -344,6 +344,18 @@ def test_a_model_that_asks_for_more_than_the_longest_wait_is_shut_at_once() -> N
     in_virtual_time(main)
 
 
+def test_late_refusals_of_calls_that_are_no_longer_counted_do_not_lower_the_rate() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.sent(0.0, 0.0)
+    for _ in range(14):
+        pace.sent(2.5, 0.0)
+    pace.refused(2.6, 2.5, 0.0)
+    for _ in range(40):
+        pace.refused(2.6, 0.0, 0.0)
+    assert pace.rate == pytest.approx(0.9 * 13)
+
+
 def test_the_rate_never_falls_to_nothing() -> None:
     pace, now = Pace(), 0.0
     for _ in range(2_000):
@@ -382,10 +394,10 @@ async def test_one_limiter_goes_for_all_objects_of_one_account_and_model() -> No
 
 
 async def test_over_real_sockets_every_call_ends_well_and_few_are_refused(provider: ScriptedProvider) -> None:
-    calls = 80
+    calls, most = 200, 64
     await provider.configure({"rate": 100, "burst": 10, "retry_after": None, "latency": 0.02})
     lm = OpenAILM("small", base_url=provider.url, api_key="none")
-    caller = Caller(Ledger(), max_concurrency=24)
+    caller = Caller(Ledger(), max_concurrency=most)
     account = Account(tally=Tally(), on_retry=lambda _lm, _error, _wait: None)
 
     async def ask(number: int) -> str:
@@ -394,7 +406,7 @@ async def test_over_real_sockets_every_call_ends_well_and_few_are_refused(provid
     assert await asyncio.gather(*map(ask, range(calls))) == [str(number) for number in range(calls)]
     stats = await provider.stats()
     assert stats["answered"] == calls
-    assert 0 < stats["limited"] <= 24 + calls // 5  # most of them by the first burst, which found the limit
+    assert 0 < stats["limited"] <= most + calls // 2  # most of them in the first burst, which finds the limit; without one, over 300
     assert limiter_of(lm).stats()["rate"] is not None
 
 

@@ -82,6 +82,7 @@ async def stopped(process: psutil.Process) -> AsyncIterator[None]:
             process.resume()
 
 
+@pytest.mark.unmeasured  # coverage has memory of its own in each worker
 @pytest.mark.usefixtures("no_parked_supervisor")
 @pytest.mark.parametrize("context", ["x" * SIZE, LONG * (SIZE // len(LONG) // MIB)], ids=["text", "long strings"])
 async def test_ten_workers_with_the_same_context_hold_it_once(context: object) -> None:
@@ -97,6 +98,7 @@ async def test_ten_workers_with_the_same_context_hold_it_once(context: object) -
             await repl.close()
 
 
+@pytest.mark.unmeasured  # coverage has memory of its own in each worker
 @pytest.mark.usefixtures("no_parked_supervisor")
 async def test_small_values_are_loaded_by_a_worker_that_is_alone_and_held_for_a_second() -> None:
     async with open_bench(SUBJECT) as bench:

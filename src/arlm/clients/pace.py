@@ -48,6 +48,11 @@ class _Window:
     def share(self) -> float:
         return min(1.0, self.refused / self.sent) if self.sent else 0.0
 
+    def refuse(self, sent_at: float) -> None:
+        """One was refused. It may have been sent so long ago that it is not among those counted."""
+        self.sent += sent_at < self.began
+        self.refused += 1
+
     def with_earlier(self, earlier: _Window | None) -> _Window:
         if earlier is None:
             return self
@@ -143,12 +148,12 @@ class Pace:
         self._least = max(LEAST_RATE, 0.5 / hold) if hold else LEAST_RATE  # who asks to wait a second lets more through than one a minute
         if sent_at < self._cut_at:
             if self._is_learning and self._cut is not None:
-                self._cut.refused += 1
+                self._cut.refuse(sent_at)
                 self._learn()
             return
         assert self._window is not None
         window = self._earlier if self._earlier is not None and sent_at < self._window.began else self._window
-        window.refused += 1
+        window.refuse(sent_at)
         seen = self._window.with_earlier(self._earlier)
         if self.rate is None or seen.sent >= SAMPLE:
             self._judge(now, seen, hold)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 CASES = Cases()
 case = CASES.case
 
-SHORT = 0.4  # seconds: what stops a cell here; far above what an honest cell takes
+SHORT = 1.0  # seconds: what stops a cell here; far above what an honest cell takes, on a loaded machine too
 
 
 async def _stopped_by_interrupt(bench: Bench, code: str) -> None:
