@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 from driver import Job, main
 
@@ -11,8 +12,9 @@ class Arlm:
     def __init__(self, job: Job) -> None:
         import arlm
 
+        os.environ["OPENAI_BASE_URL"] = os.environ["PROVIDER_URL"]
         self._rlm = arlm.RLM(model="openai/bench", **job["options"])
-        self._loop = asyncio.Runner()  # one loop for all runs, as in a program; OPENAI_BASE_URL says where the provider is
+        self._loop = asyncio.Runner()  # one loop for all runs, as in a program
 
     def ask(self, question: str, context: str) -> str:
         return self._loop.run(self._answer(question, context))

@@ -19,7 +19,7 @@ class Dspy:
         kind = dspy.RLM
         if "workers" in job:
             kind = _raised(dspy, job["workers"])
-        lm = dspy.LM("openai/bench", api_base=os.environ["OPENAI_BASE_URL"], api_key="none", cache=False)
+        lm = dspy.LM("openai/bench", api_base=os.environ["PROVIDER_URL"], api_key="none", cache=False)
         dspy.configure(lm=lm)
         interpreter = functools.partial(dspy.LocalInterpreter, **job.get("interpreter", {}))
         self._rlm = kind("context, query -> answer", interpreter_factory=interpreter, **job["options"])

@@ -25,7 +25,7 @@ class Rlms:
         if job.get("chdir") == "off":
             LocalREPL._temp_cwd = lambda _repl: contextlib.nullcontext()
         self._rlm = core.RLM
-        self._backend = {"model_name": "bench", "base_url": os.environ["OPENAI_BASE_URL"], "api_key": "none"}
+        self._backend = {"model_name": "bench", "base_url": os.environ["PROVIDER_URL"], "api_key": "none"}
 
     def ask(self, question: str, context: str) -> str:
         run = self._rlm(backend="openai", backend_kwargs=self._backend, **self._options)

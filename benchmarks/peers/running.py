@@ -85,7 +85,7 @@ def _variables(home: str, url: str) -> dict[str, str]:
         "HOME": home,
         "TMPDIR": home,
         "OPENAI_API_KEY": "none",
-        "OPENAI_BASE_URL": url,
+        "PROVIDER_URL": url,  # OPENAI_BASE_URL in the environment would make dspy go by litellm, at several times the cost
         "DSPY_CACHEDIR": home,
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_TELEMETRY": "False",
