@@ -26,8 +26,10 @@ def storm(**changes: Any) -> Script:
     return Script(**{"error_rates": STORM, "faults_for": "sub", "retry_after": None, "seed": 4, **changes})
 
 
-async def ask_all(provider: ScriptedProvider, calls: int, policy: RetryPolicy = QUICK) -> tuple[list[Completion | BaseException], Tally]:
-    lm = OpenAILM("small", base_url=provider.url, api_key="none", timeout=TIMEOUT)
+async def ask_all(
+    provider: ScriptedProvider, calls: int, policy: RetryPolicy = QUICK, *, timeout: float = TIMEOUT
+) -> tuple[list[Completion | BaseException], Tally]:
+    lm = OpenAILM("small", base_url=provider.url, api_key="none", timeout=timeout)
     caller = Caller(Ledger(), max_concurrency=64, policy=policy)
     account = Account(tally=Tally(), on_retry=lambda _lm, _error, _wait: None)
 
@@ -68,7 +70,7 @@ async def test_in_a_storm_a_whole_run_counts_what_the_provider_counts() -> None:
 async def test_a_provider_that_is_down_is_not_asked_again_and_again() -> None:
     calls = 1_500
     async with ScriptedProvider(storm(error_rates={"500": 1.0})) as provider:
-        outcomes, _ = await ask_all(provider, calls, RetryPolicy(first_wait=0.0, max_wait=0.0))
+        outcomes, _ = await ask_all(provider, calls, RetryPolicy(first_wait=0.0, max_wait=0.0), timeout=60.0)
         stats = await provider.stats()
     assert all(isinstance(outcome, ProviderError) for outcome in outcomes)
     assert sum("used up its retries" in str(outcome) for outcome in outcomes) >= calls // 2
