@@ -15,20 +15,21 @@ from pathlib import Path
 from arlm.environments import forkserver
 from arlm.environments.process import ProcessREPL
 from arlm.guest.confine import grade, landlock_version
-from arlm.testing import escapes
+from arlm.testing import payloads
 from arlm.testing.conformance import Subject
-from arlm.testing.escapes import CORPUS, Escape, attempt, open_targets
+from arlm.testing.escapes import attempt, open_targets
+from arlm.testing.payloads import CORPUS, Escape
 
 SUBJECTS = [
     Subject(name="confined", environment=lambda: ProcessREPL(confine="require")),
     Subject(name="open", environment=lambda: ProcessREPL(confine="off")),
 ]
 FAMILIES = {
-    "read what is not its own: keys, files, memory, other runs": escapes.READING,
-    "reach the network, other programs, other runs' sockets": escapes.REACHING,
-    "harm processes, files, the system": escapes.HARMING,
-    "change modes, times, owners, attributes of files": escapes.METADATA,
-    "make what outlives a run or slows the machine down": escapes.KERNEL_OBJECTS,
+    "read what is not its own: keys, files, memory, other runs": payloads.READING,
+    "reach the network, other programs, other runs' sockets": payloads.REACHING,
+    "harm processes, files, the system": payloads.HARMING,
+    "change modes, times, owners, attributes of files": payloads.METADATA,
+    "make what outlives a run or slows the machine down": payloads.KERNEL_OBJECTS,
 }
 PAGE = Path(__file__).parents[1] / "docs" / "security.md"
 MARK = "<!-- corpus -->\n"

@@ -26,7 +26,8 @@ import asyncio, json, sys
 from arlm.environments import forkserver
 from arlm.environments.process import ProcessREPL
 from arlm.testing.bench import Subject
-from arlm.testing.escapes import CORPUS, attempt, open_targets
+from arlm.testing.escapes import attempt, open_targets
+from arlm.testing.payloads import CORPUS
 async def main():
     confine, only = json.loads(sys.argv[1])
     subject = Subject(name="process", environment=lambda: ProcessREPL(confine=confine))

@@ -10,7 +10,8 @@ from arlm.environments.process import ProcessREPL
 from arlm.guest.confine import grade
 from arlm.testing.bench import open_bench
 from arlm.testing.conformance import Subject
-from arlm.testing.escapes import CORPUS, Escape, Targets, attempt, open_targets
+from arlm.testing.escapes import Targets, attempt, open_targets
+from arlm.testing.payloads import CORPUS, Escape
 from arlm.testing.tap import Tap
 
 CONFINED = [

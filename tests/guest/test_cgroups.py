@@ -20,7 +20,8 @@ from arlm.guest import cgroups
 from arlm.guest.bounds import Bound
 from arlm.guest.cgroups import Root, find
 from arlm.testing.bench import PATIENCE_SECONDS, Bench, Subject, alive_here, open_bench
-from arlm.testing.escapes import Escape, attempt, open_targets
+from arlm.testing.escapes import attempt, open_targets
+from arlm.testing.payloads import Escape
 
 MB = 1_000_000
 LIMIT = 200 * MB

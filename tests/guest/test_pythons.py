@@ -20,7 +20,8 @@ from arlm.environments.process import ProcessREPL
 from arlm.guest.confine import grade
 from arlm.testing import conformance
 from arlm.testing.bench import open_bench
-from arlm.testing.escapes import CORPUS, Escape, attempt, open_targets
+from arlm.testing.escapes import attempt, open_targets
+from arlm.testing.payloads import CORPUS, Escape
 
 VERSIONS = [f"3.{minor}" for minor in range(9, 16)]
 ALL = os.environ.get("ARLM_GUEST_CASES") == "all"
