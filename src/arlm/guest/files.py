@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import Iterator
+from typing import Iterator, Set
+
+FORGET_AT = 64  # folders kept in mind before those that are gone are looked for
 
 _numbers = itertools.count()
+
+
+class Folders:
+    """Folders to be removed in the end, by whoever is left to do it. Those that are gone are forgotten now and then."""
+
+    def __init__(self) -> None:
+        self._known: Set[str] = set()
+        self._forget_at = FORGET_AT
+
+    def add(self, folder: str) -> None:
+        """Keep one more in mind."""
+        self._known.add(folder)
+        if len(self._known) > self._forget_at:
+            self._known = {known for known in self._known if os.path.isdir(known)}
+            self._forget_at = 2 * len(self._known) + FORGET_AT
+
+    def remove(self) -> None:
+        """Remove all of them, whatever is in them."""
+        for folder in self._known:
+            remove_tree(folder)
 
 
 def remove_tree(root: str) -> None:

@@ -22,16 +22,15 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from . import confine, holder, processes, wire, worker
 from .bounds import Bounds
 from .children import READ_BYTES, Child, Relays
-from .files import remove_tree
+from .files import Folders
 from .holder import Holder
 
 PARENT_CHECK_SECONDS = 0.5  # how often the parent is looked at where the kernel cannot tell of its death
-FORGET_AT = 64  # folders of runs before those that are gone are looked for
 STEP_SECONDS = 0.005  # of collecting and killing in one turn of the loop: others' requests wait no longer for it
 PAUSE_SECONDS = (0.002, 0.1)  # the first and the longest pause before looking again for what is to be killed; each is twice the last
 BURY_SECONDS = 5.0  # a worker is said to have ended after this time even if what it left cannot be killed (it waits for a disk)
@@ -56,8 +55,7 @@ class Supervisor:
         self._relays = Relays(self._selector, self._send)
         self._parent: Optional[int] = None
         self._watching = False
-        self._forget_at = FORGET_AT
-        self._scratch: Set[str] = set()  # folders of runs: removed here if the host dies before it does it
+        self._scratch = Folders()  # of runs: removed here if the host dies before it does it
 
     def run(self) -> None:
         """Serve until the host is gone; then leave nothing behind."""
@@ -116,7 +114,7 @@ class Supervisor:
             elif kind == "note" and message["note"] == "relay":
                 self._relay_in(message)
             elif kind == "note" and message["note"] == "scratch":
-                self._remember(message["folder"])
+                self._scratch.add(message["folder"])
 
     def _welcome(self, message: wire.Message) -> None:
         if message["hello"] != wire.VERSION:
@@ -280,13 +278,6 @@ class Supervisor:
         for name in list(self._holders):
             self._hear(name)
 
-    def _remember(self, scratch: str) -> None:
-        """Keep a run's folder in mind; now and then forget those that are gone."""
-        self._scratch.add(scratch)
-        if len(self._scratch) > self._forget_at:
-            self._scratch = {folder for folder in self._scratch if os.path.isdir(folder)}
-            self._forget_at = 2 * len(self._scratch) + FORGET_AT
-
     def _kill(self, number: int, name: str) -> None:
         child = self._by_name.get(name)
         if child is None:
@@ -375,8 +366,7 @@ class Supervisor:
                 break
             time.sleep(PAUSE_SECONDS[0])
         self._bounds.close(child.bound for child in self._by_name.values())
-        for scratch in self._scratch:
-            remove_tree(scratch)
+        self._scratch.remove()
 
     def _relay_in(self, message: wire.Message) -> None:
         child = self._by_name.get(message["worker"])
