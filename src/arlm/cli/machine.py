@@ -30,6 +30,7 @@ LANDLOCK = {
     6: ("signals and abstract sockets", "6.12"),
 }
 TRIED = {"memory": 1 << 30, "pids": MAX_PROCESSES}
+TRY_SECONDS = 5.0  # for a process to enter a group, and again for the group to be removed; each takes some 20 ms
 ENTER = "import sys; open(sys.argv[1] + '/cgroup.procs', 'w').write('0')"
 NO_GROUP = "no control group can be made here"
 GROUP_ADVICE = "start arlm by `systemd-run --user --scope`, or in a container that has a limit itself"
@@ -153,14 +154,20 @@ def try_groups() -> dict[str, cgroups.Root]:
     for part, root in cgroups.roots().items():
         name = cgroups.name(0)
         if made := cgroups.prepare(name, {part: TRIED[part]}, {part: root}):
-            if (
-                subprocess.run([sys.executable, "-I", "-S", "-c", ENTER, made[part]], stderr=subprocess.DEVNULL, check=False).returncode
-                == 0
-            ):
+            if _can_be_entered(made[part]):
                 worked[part] = root
-            while not cgroups.remove(name, {part: root}):
+            deadline = time.monotonic() + TRY_SECONDS
+            while not cgroups.remove(name, {part: root}) and time.monotonic() < deadline:
                 time.sleep(cgroups.PAUSE_SECONDS)  # the process is being taken out
     return worked
+
+
+def _can_be_entered(folder: str) -> bool:
+    try:
+        entering = [sys.executable, "-I", "-S", "-c", ENTER, folder]
+        return subprocess.run(entering, stderr=subprocess.DEVNULL, check=False, timeout=TRY_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _first_line(path: str) -> str:
