@@ -7,7 +7,6 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,6 +24,7 @@ from ..lifetimes import finish
 from ..server.connection import Connection
 from ..server.handler import LMHandler, Ticket
 from .base import Environment, Exit, Place, Worker
+from .carried import CarriedTransport
 from .surroundings import Interrupter, Output, Surroundings
 
 logger = logging.getLogger("arlm.environments")
@@ -237,7 +237,7 @@ class ThreadLink(Calls):
 
     def _post(self, *frames: bytes) -> None:
         if not self._closed:
-            self.tell(partial(self.road.deliver, b"".join(frames)))
+            self.tell(partial(self.road.feed, b"".join(frames)))
 
     def tell(self, callback: Callable[[], object]) -> None:
         """Call back on the loop; nothing happens when it is closed."""
@@ -256,7 +256,7 @@ class ThreadLink(Calls):
     def _send_progress(self) -> None:
         self._progress_due = False
         if not self._closed and (text := self.output.progress()):
-            self.road.deliver(b"".join(wire.encode({"note": "output", "text": text})))
+            self.road.feed(b"".join(wire.encode({"note": "output", "text": text})))
 
     def _on_bytes(self, data: bytes) -> None:
         for message in self._decoder.feed(data):
@@ -277,29 +277,16 @@ class ThreadLink(Calls):
         self._on_message({"end": CLOSED})
 
 
-class Road(asyncio.Transport):
+class Road(CarriedTransport):
     """What a Connection writes to, where the other end is a thread of this process."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, connection: Connection, on_bytes: Callable[[bytes], None], on_end: Callable[[], None]
     ) -> None:
-        super().__init__()
+        super().__init__(connection)
         self._loop = loop
-        self._connection = connection
         self._on_bytes = on_bytes
         self._on_end = on_end
-        self._closed = False
-        self._paused = False
-        self._kept: deque[bytes] = deque()
-
-    def deliver(self, data: bytes) -> None:
-        """Bytes from the thread; on the loop."""
-        if self._closed:
-            return
-        if self._paused or self._kept:
-            self._kept.append(data)
-        else:
-            self._connection.data_received(data)
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         """Bytes to the thread."""
@@ -312,31 +299,3 @@ class Road(asyncio.Transport):
             self._closed = True
             self._loop.call_soon(self._connection.connection_lost, None)
             self._loop.call_soon(self._on_end)
-
-    def abort(self) -> None:
-        """Same as ``close``: nothing is buffered here."""
-        self.close()
-
-    def is_closing(self) -> bool:
-        """Whether it has ended."""
-        return self._closed
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Nothing is buffered."""
-
-    def get_write_buffer_size(self) -> int:
-        """Nothing is buffered."""
-        return 0
-
-    def pause_reading(self) -> None:
-        """Keep what the thread sends. It is not held up: it waits for answers by itself."""
-        self._paused = True
-
-    def resume_reading(self) -> None:
-        """Deliver what was kept, and what comes."""
-        self._paused = False
-        self._loop.call_soon(self._drain)
-
-    def _drain(self) -> None:
-        while self._kept and not self._paused and not self._closed:
-            self._connection.data_received(self._kept.popleft())

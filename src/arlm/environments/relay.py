@@ -9,6 +9,7 @@ from typing import Any
 from ..server import peer as peers
 from ..server.connection import Connection
 from ..server.peer import Peer
+from .carried import CarriedTransport
 
 KEPT_BYTES = 256 * 1024 * 1024  # of a relayed worker that sends on while it is not read
 
@@ -58,33 +59,22 @@ class RelayRoad:
             most.drop(f"the worker does not read: {waiting[most]:,} bytes wait for it")
 
 
-class RelayTransport(asyncio.Transport):
+class RelayTransport(CarriedTransport):
     """A worker's connection whose bytes travel inside the supervisor's: for places with no socket to reach."""
 
     def __init__(self, road: RelayRoad, worker: str, connection: Connection) -> None:
-        super().__init__()
+        super().__init__(connection)
         self.worker = worker
         self._road = road
-        self._connection = connection
-        self._closed = False
         self._ended = False
-        self._paused = False
-        self._kept: deque[bytes] = deque()
-        self._kept_bytes = 0
         self._written: deque[tuple[int, int]] = deque()  # where in the supervisor's connection each piece ends, and its size
         self._unsent = 0
         road.add(self)
         connection.connection_made(self)
 
     def feed(self, data: bytes) -> None:
-        """Bytes from the worker."""
-        if self._closed:
-            return
-        if not self._paused and not self._kept:
-            self._connection.data_received(data)
-            return
-        self._kept.append(data)
-        self._kept_bytes += len(data)
+        """Bytes from the worker. One cannot be held up without all: where too much is kept, this one is dropped."""
+        super().feed(data)
         if self._kept_bytes > KEPT_BYTES:
             self.drop(f"more than {KEPT_BYTES:,} bytes came while earlier requests waited")
 
@@ -121,18 +111,8 @@ class RelayTransport(asyncio.Transport):
     def _shut(self) -> None:
         self._closed = True
         self._kept.clear()
+        self._kept_bytes = 0
         self._road.remove(self)
-
-    def abort(self) -> None:
-        """Same as ``close``: what was written is on its way."""
-        self.close()
-
-    def is_closing(self) -> bool:
-        """Whether it has ended."""
-        return self._closed
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """The supervisor's own connection sets the pace."""
 
     def get_write_buffer_size(self) -> int:
         """Bytes written that the supervisor has not taken."""
@@ -141,20 +121,7 @@ class RelayTransport(asyncio.Transport):
             self._unsent -= self._written.popleft()[1]
         return self._unsent
 
-    def pause_reading(self) -> None:
-        """Keep what the worker sends: one cannot be held up without all."""
-        self._paused = True
-
-    def resume_reading(self) -> None:
-        """Deliver what was kept, and what comes."""
-        if self._paused:
-            self._paused = False
-            asyncio.get_running_loop().call_soon(self._drain)
-
     def _drain(self) -> None:
-        while self._kept and not self._paused and not self._closed:
-            data = self._kept.popleft()
-            self._kept_bytes -= len(data)
-            self._connection.data_received(data)
+        super()._drain()
         if self._ended and not self._kept and not self._paused and not self._closed:
             self._lose()
