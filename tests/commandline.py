@@ -7,11 +7,11 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from arlm.clients.openai_rows import ROWS
+from arlm.clients.rows import ROWS
 
 ARLM = str(Path(sysconfig.get_path("scripts")) / "arlm")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-OPENAI = ("OPENAI_API_VERSION", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")
+FURTHER = ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS", "GOOGLE_GENAI_API_VERSION")
 # The installed command, but for two things that tests need: waits between retries of a millisecond, and a Ctrl-C that is not ignored
 # because whoever started the tests ignored it.
 QUICK = """
@@ -36,8 +36,8 @@ class Done:
 
 def clean_environment(**variables: str) -> dict[str, str]:
     """This process's environment without keys, base URLs and proxies; then `variables`."""
-    taken = {name for row in ROWS.values() for name in (row.key_variable, row.base_url_variable) if name}
-    taken |= {*OPENAI, *PROXIES, *(name.lower() for name in PROXIES)}
+    taken = {name for row in ROWS.values() for name in row.all_variables}
+    taken |= {*FURTHER, *PROXIES, *(name.lower() for name in PROXIES)}
     kept = {name: value for name, value in os.environ.items() if name not in taken}
     return {**kept, "COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8", **variables}
 

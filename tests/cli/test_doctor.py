@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from arlm.cli import doctor, machine, probes
-from arlm.clients.openai_rows import ROWS
+from arlm.clients.rows import ROWS
 from arlm.errors import SandboxError
 from arlm.guest import cgroups
 from arlm.guest.cgroups import Root

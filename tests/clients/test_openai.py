@@ -109,8 +109,9 @@ async def test_sampling_options_stand_in_the_body_under_the_providers_names(prov
         ({"temprature": 1}, r"temprature.*there is: .*temperature"),
         ({"extra_body": {"messages": []}}, "extra_body"),
         ({"extra_body": "text"}, "extra_body"),
-        ({"stop": {1, 2}}, "JSON"),
-        ({"temperature": float("nan")}, "JSON"),
+        ({"stop": {1, 2}}, "a text, or a list of texts"),
+        ({"temperature": float("nan")}, "a number, 0 or more"),
+        ({"extra_body": {"logit_bias": {1, 2}}}, "JSON"),
     ],
 )
 async def test_a_sampling_option_that_cannot_be_is_refused_before_anything_is_sent(

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from arlm.clients.chat_wire import ChatWire
+from arlm.clients.endpoint import Endpoint, endpoint_of
+from arlm.clients.failures import TOLD_CHARS, Teller, retry_after
 from arlm.clients.openai import OpenAILM
-from arlm.clients.openai_errors import TOLD_CHARS, retry_after, status_error
-from arlm.clients.openai_rows import ROWS, endpoint_of
+from arlm.clients.remote import read
+from arlm.clients.rows import ROWS
+from arlm.clients.wire import Reply
 from arlm.errors import AuthError, BadRequest, ConnectionFailed, ContextTooLong, Overloaded, ProviderError, RateLimited, Refused
 
 if TYPE_CHECKING:
@@ -26,6 +30,12 @@ KEY = "sk-a-very-secret-key"
 
 def lm_of(server: Any, **options: Any) -> OpenAILM:
     return OpenAILM("small", **{"base_url": server.url, "api_key": KEY, **options})
+
+
+def error_of(endpoint: Endpoint, status: int, headers: dict[str, str], body: bytes) -> ProviderError:
+    with pytest.raises(ProviderError) as caught:
+        read(Teller(endpoint), ChatWire(endpoint.row), Reply(status, headers, body), "m")
+    return caught.value
 
 
 async def failure(lm: OpenAILM, prompt: str = "x") -> ProviderError:
@@ -177,19 +187,19 @@ def body(message: str, code: str | None = None, **more: Any) -> bytes:
     ],
 )
 def test_the_table_maps_what_providers_send(status: int, reply: bytes, kind: type[ProviderError]) -> None:
-    error = status_error(endpoint_of(ROWS["openai"], api_key=KEY), status, {}, reply)
+    error = error_of(endpoint_of(ROWS["openai"], api_key=KEY), status, {}, reply)
     assert type(error) is kind
     assert error.status == status
     assert str(error).startswith(f"openai {status}: ")
 
 
 def test_a_plain_text_error_of_ollama_is_told() -> None:
-    error = status_error(endpoint_of(ROWS["ollama"]), 404, {}, b'{"error": "model \'x\' not found, try pulling it first"}')
+    error = error_of(endpoint_of(ROWS["ollama"]), 404, {}, b'{"error": "model \'x\' not found, try pulling it first"}')
     assert "try pulling it first" in str(error)
 
 
 def test_the_providers_own_words_are_bounded() -> None:
-    error = status_error(endpoint_of(ROWS["openai"], api_key=KEY), 400, {}, body("word " * 10_000))
+    error = error_of(endpoint_of(ROWS["openai"], api_key=KEY), 400, {}, body("word " * 10_000))
     assert len(str(error)) < TOLD_CHARS + 200
 
 

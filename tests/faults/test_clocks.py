@@ -11,7 +11,7 @@ from host import told_by
 
 import arlm
 from arlm.clients import retry
-from arlm.clients.openai_errors import retry_after
+from arlm.clients.failures import retry_after
 from arlm.testing.scripted import ScriptedLM
 
 ROOT = Path(arlm.__file__).parent
@@ -25,7 +25,7 @@ WALL = {
 MAY = {
     ("events.py", "time.time"): "when an event happened",
     ("log.py", "datetime.now"): "the name of a log",
-    ("clients/openai_errors.py", "time.time"): "a Retry-After that is a date, in a reply that does not say its own",
+    ("clients/failures.py", "time.time"): "a Retry-After that is a date, in a reply that does not say its own",
 }
 NEVER_BACK = {
     *("time.monotonic", "time.perf_counter", "time.process_time", "time.sleep"),

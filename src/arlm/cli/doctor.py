@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from .. import __version__
-from ..clients.openai_rows import ROWS
+from ..clients.rows import ROWS
 from ..plugins import CLIENTS, ENVIRONMENTS, load
 from ..types import JSON
 from .exits import Code

@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from ..clients.openai_rows import Row, endpoint_of
+from ..clients.endpoint import endpoint_of
+from ..clients.rows import Row
 from ..errors import ConfigError
 from ..home import find_environment, open_home
 from ..options import RunOptions, resolve

@@ -1,47 +1,95 @@
-"""OpenAI's Chat Completions, and every provider that speaks them."""
+"""OpenAI's models, and every provider that speaks OpenAI's wire."""
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Mapping
+import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from ..errors import ConfigError
-from ..plugins import did_you_mean
-from ..shielding import in_own_task
-from .base import BaseLM, Prompt, as_messages, model_name
-from .openai_errors import body_error, refused, status_error
-from .openai_link import Reply, link_to
-from .openai_rows import ROWS, endpoint_of
-from .openai_wire import completion_of, refusal_of, request_body
+from ..errors import BadRequest, ConfigError, ProviderError
+from .chat_wire import ChatWire
+from .endpoint import Endpoint, TokenProvider, endpoint_of, variable
+from .link import Sdk, Written
+from .remote import TIMEOUT_S, RemoteLM, row_of
+from .responses_wire import ONLY_HERE, REDIRECTION, ResponsesWire
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    import httpx2
 
-    from ..types import JSON, Completion
+    from .wire import Wire
 
-TIMEOUT_S = 300.0  # for one call: reasoning models may think for minutes before the first byte
-GRACE_S = 1.0  # for a cancelled call to close its connection; it takes microseconds
+__all__ = ["TIMEOUT_S", "OpenAILM", "provider"]
+
+_NO_KEY = "none"  # the SDK insists on a key; the header it writes from this one is not sent
+_ACCOUNT = frozenset({"openai-organization", "openai-project"})  # an OpenAI account's ids are nobody else's business
 
 
-class OpenAILM(BaseLM):
-    """A model behind an OpenAI-compatible endpoint. Nothing is imported or opened before the first call.
+async def _write(endpoint: Endpoint, route: str) -> Written:
+    """The request that the SDK would send, taken from it at its transport."""
+    import httpx2
 
-    One object may be used from several event loops; all objects with the same endpoint and key share one connection pool on each loop,
-    which stands thousands of calls in flight and is closed when the loop shuts down. Nothing is retried here.
+    seen: list[httpx2.Request] = []
+
+    def take(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request)
+        return httpx2.Response(200, json={})
+
+    async with _client(endpoint, httpx2.AsyncClient(transport=httpx2.MockTransport(take), trust_env=False)) as client:
+        await client.post(route, content=b"{}", cast_to=httpx2.Response, options={"headers": {"Content-Type": "application/json"}})
+    dropped = _not_for(endpoint)
+    return str(seen[0].url), [(name, value) for name, value in seen[0].headers.multi_items() if name.lower() not in dropped]
+
+
+def _client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:
+    import openai
+
+    if endpoint.row.dialect == "azure":
+        is_token = endpoint.key_variable == "AZURE_OPENAI_AD_TOKEN"
+        return openai.AsyncAzureOpenAI(
+            azure_endpoint=endpoint.base_url,
+            api_key=None if is_token else endpoint.api_key,
+            azure_ad_token=endpoint.api_key if is_token else None,
+            azure_ad_token_provider=endpoint.token_provider,
+            api_version=dict(endpoint.settings)["api_version"],
+            max_retries=0,
+            http_client=http,
+        )
+    key = endpoint.api_key or _NO_KEY
+    authorization = {} if endpoint.row.name == "openai" else {"Authorization": f"Bearer {key}"}  # over one in OPENAI_CUSTOM_HEADERS
+    return openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=key, max_retries=0, http_client=http, default_headers=authorization)
+
+
+def _not_for(endpoint: Endpoint) -> frozenset[str]:
+    """Headers that the SDK takes from the environment for OpenAI's own API and that must not go to this endpoint."""
+    if endpoint.row.name in ("openai", "azure"):
+        return frozenset()
+    custom = {line.partition(":")[0].strip().lower() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()}
+    return _ACCOUNT | (custom - {"authorization", "content-type"}) | (frozenset() if endpoint.api_key else {"authorization"})
+
+
+SDK = Sdk(name="openai", modules=("openai",), extra=None, write=_write, trial="/chat/completions")
+
+
+class OpenAILM(RemoteLM):
+    """A model behind an OpenAI-compatible endpoint; see :class:`RemoteLM` for what holds of all clients.
+
+    Models that OpenAI serves by its Responses API alone are asked there; those that are not known as such are found out by the refusal of
+    the first call, which is then made again.
 
     Args:
         model: the provider's name for the model; for Azure the deployment.
         provider: ``"openai"``, ``"azure"``, ``"openrouter"``, ``"vllm"``, ``"ollama"`` or ``"vercel"``.
         base_url: instead of the provider's variable or default.
         api_key: instead of the provider's variable. It is never shown.
+        azure_ad_token_provider: for Azure instead of a key: a function, sync or async, that returns a token of Microsoft Entra ID, such as
+            ``azure.identity.aio.get_bearer_token_provider(credential, scope)``. It is asked every half minute, and after a 401.
         timeout: seconds for one call.
 
     Raises:
         ConfigError: unknown provider, missing key (the message names the variable), or a base URL that is none.
     """
+
+    sdk = SDK
 
     def __init__(
         self,
@@ -50,62 +98,30 @@ class OpenAILM(BaseLM):
         provider: str = "openai",
         base_url: str | None = None,
         api_key: str | None = None,
+        azure_ad_token_provider: TokenProvider | None = None,
         timeout: float = TIMEOUT_S,
     ) -> None:
-        super().__init__(model)
-        if provider not in ROWS:
-            raise ConfigError(f"unknown provider {provider!r}{did_you_mean(provider, ROWS)}; there is: {', '.join(ROWS)}")
-        self.provider = provider
-        self.timeout = timeout
-        self._row = ROWS[provider]
-        self._endpoint = endpoint_of(self._row, base_url=base_url, api_key=api_key)
+        row = row_of(provider, "openai", "azure")
+        if azure_ad_token_provider is not None and row.dialect != "azure":
+            raise ConfigError(f"azure_ad_token_provider is for the provider 'azure', not {provider!r}")
+        endpoint = endpoint_of(row, base_url=base_url, api_key=api_key, token_provider=azure_ad_token_provider)
+        super().__init__(model, _with_version(endpoint) if row.dialect == "azure" else endpoint, timeout=timeout)
+        self._chat = ChatWire(row)
+        self._responses = ResponsesWire(row)
+        self._responses_only: set[str] = set()
 
-    @property
-    def base_url(self) -> str:
-        """Where calls go."""
-        return self._endpoint.base_url
+    def wire(self, model: str) -> Wire:
+        """Chat Completions, or Responses for the models that need it."""
+        if model in self._responses_only or (self.provider in ("openai", "azure") and ONLY_HERE.search(model)):
+            return self._responses
+        return self._chat
 
-    @property
-    def rate_key(self) -> Hashable:
-        """The name, and where and for whom calls are made: two keys have two limits."""
-        return self.name, self._endpoint
-
-    async def acompletion(self, prompt: Prompt, *, model: str | None = None, sampling: Mapping[str, JSON] | None = None) -> Completion:
-        """Make one call. Cancelling it closes its connection.
-
-        Args:
-            prompt: messages, or the text of one user message.
-            model: another model behind the same endpoint, with or without the provider's name before it.
-            sampling: ``temperature``, ``top_p``, ``max_tokens``, ``stop``, ``seed``, ``reasoning_effort``, and ``extra_body``, a dict of
-                further fields of the request.
-
-        Raises:
-            AuthError, RateLimited, Overloaded, ContextTooLong, Refused, BadRequest, ConnectionFailed: the call failed.
-            ConfigError: a sampling option that does not exist; nothing was sent.
-        """
-        name = model_name(self, model)
-        target = name.partition("/")[2]
-        body = request_body(self._row, target, as_messages(prompt), sampling)
-        path = f"/deployments/{quote(target, safe='')}/chat/completions" if self._row.dialect == "azure" else "/chat/completions"
-        link = await link_to(self._endpoint)
-        reply = await in_own_task(functools.partial(link.post, path, body, timeout=self.timeout), grace=GRACE_S)
-        return self._completion(reply, name)
-
-    def _completion(self, reply: Reply, name: str) -> Completion:
-        if not 200 <= reply.status < 300:
-            raise status_error(self._endpoint, reply.status, reply.headers, reply.body)
-        try:
-            parsed: Any = json.loads(reply.body)
-            if isinstance(parsed, Mapping) and parsed.get("error") and not parsed.get("choices"):
-                raise status_error(self._endpoint, _status_in(parsed, reply.status), reply.headers, reply.body)
-            completion, refusal = completion_of(parsed, name), refusal_of(parsed)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            completion = None
-        if completion is None:  # out here, because the error of a parser holds all of the body, and a body may repeat the key
-            raise body_error(self._endpoint, reply.status, reply.headers.get("content-type", ""), reply.body)
-        if refusal is not None:
-            raise refused(self._endpoint, refusal, parsed.get("usage"))
-        return completion
+    def amended(self, error: ProviderError, model: str) -> bool:
+        """Whether the call was refused because the model is for the other wire."""
+        if not isinstance(error, BadRequest) or model in self._responses_only or not REDIRECTION.search(str(error)):
+            return False
+        self._responses_only.add(model)
+        return True
 
 
 def provider(provider_name: str, model: str) -> OpenAILM:
@@ -113,8 +129,8 @@ def provider(provider_name: str, model: str) -> OpenAILM:
     return OpenAILM(model, provider=provider_name)
 
 
-def _status_in(parsed: Mapping[str, Any], status: int) -> int:
-    """OpenRouter answers 200 and puts the upstream's status into the error object."""
-    error = parsed["error"]
-    code = error.get("code") if isinstance(error, Mapping) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 502 if status < 300 else status
+def _with_version(endpoint: Endpoint) -> Endpoint:
+    version = variable("OPENAI_API_VERSION")
+    if version is None:
+        raise ConfigError("the provider 'azure' needs an API version: set OPENAI_API_VERSION, for example to 2024-10-21")
+    return replace(endpoint, settings=(("api_version", version),))
