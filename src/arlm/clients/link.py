@@ -264,7 +264,8 @@ async def _prepare(sdk: Sdk, endpoint: Endpoint) -> None:
 def _first_use(sdk: Sdk, endpoint: Endpoint) -> None:
     for module in ("aiohttp", *sdk.modules):
         importlib.import_module(module)
-    trial = replace(endpoint, base_url="http://localhost", api_key="none", token_provider=None, renews=False)
+    version = tuple((name, value) for name, value in endpoint.settings if name == "api_version")
+    trial = replace(endpoint, base_url="http://localhost", api_key="none", settings=version, token_provider=None, renews=False)
     asyncio.run(sdk.write(trial, sdk.trial))
 
 

@@ -1,0 +1,93 @@
+"""Google's Gemini models, by the Gemini API or Vertex AI. Needs the extra ``gemini``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .endpoint import Endpoint, endpoint_of, variable
+from .gemini_wire import GenerateWire
+from .link import Sdk, Written
+from .remote import TIMEOUT_S, RemoteLM
+from .rows import ROWS
+
+if TYPE_CHECKING:
+    from .wire import Wire
+
+VERTEX_URL = "https://aiplatform.googleapis.com"  # in messages; the SDK knows where each location really is
+YES = ("1", "true")
+
+
+async def _write(endpoint: Endpoint, route: str) -> Written:
+    """The request that the SDK would send for the model ``route``, taken from it at its transport."""
+    import httpx2
+    from google import genai
+    from google.genai import types
+
+    seen: list[httpx2.Request] = []
+
+    def take(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request)
+        return httpx2.Response(200, json={})
+
+    settings = dict(endpoint.settings)
+    url = None if endpoint.base_url == VERTEX_URL else endpoint.base_url
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(take), trust_env=False) as http:
+        client = genai.Client(
+            vertexai="vertexai" in settings,
+            api_key=endpoint.api_key,
+            project=settings.get("project"),
+            location=settings.get("location"),
+            http_options=types.HttpOptions(base_url=url, httpx_async_client=http),
+        )
+        await client.aio.models.generate_content(model=route, contents=".")
+        client.close()
+    return str(seen[0].url), seen[0].headers.multi_items()
+
+
+SDK = Sdk(name="gemini", modules=("google.genai",), extra="gemini", write=_write, trial="any")
+
+
+class GeminiLM(RemoteLM):
+    """A model of the Gemini API, or of Vertex AI; see :class:`RemoteLM` for what holds of all clients.
+
+    With ``GOOGLE_GENAI_USE_VERTEXAI`` set to true, calls go to Vertex AI: with the machine's Google credentials for the project in
+    ``GOOGLE_CLOUD_PROJECT`` and the location in ``GOOGLE_CLOUD_LOCATION``, or with an API key where no project is named. Thoughts are left
+    out of the text; a prompt or a reply that a filter stopped is Refused.
+
+    Args:
+        model: such as ``"gemini-3.5-flash"``.
+        base_url: instead of ``GOOGLE_GEMINI_BASE_URL`` or Google's own.
+        api_key: instead of ``GOOGLE_API_KEY`` or ``GEMINI_API_KEY``. It is never shown.
+        timeout: seconds for one call.
+
+    Raises:
+        ConfigError: missing key or package, or a base URL that is none.
+    """
+
+    sdk = SDK
+
+    def __init__(self, model: str, *, base_url: str | None = None, api_key: str | None = None, timeout: float = TIMEOUT_S) -> None:
+        super().__init__(model, _endpoint(base_url, api_key), timeout=timeout)
+        self._generate = GenerateWire()
+
+    def wire(self, model: str) -> Wire:
+        """generateContent."""
+        return self._generate
+
+
+def provider(_provider_name: str, model: str) -> GeminiLM:
+    """What the entry point calls."""
+    return GeminiLM(model)
+
+
+def _endpoint(base_url: str | None, api_key: str | None) -> Endpoint:
+    row = ROWS["gemini"]
+    if (variable("GOOGLE_GENAI_USE_VERTEXAI") or "").lower() not in YES:
+        return endpoint_of(row, base_url=base_url, api_key=api_key)
+    row = replace(row, base_url=VERTEX_URL, base_url_variable="GOOGLE_VERTEX_BASE_URL")
+    settings = [("vertexai", "true")]
+    project = variable("GOOGLE_CLOUD_PROJECT") if api_key is None else None
+    if project is not None:
+        settings += [("project", project), ("location", variable("GOOGLE_CLOUD_LOCATION") or "global")]
+    return endpoint_of(row, base_url=base_url, api_key=api_key, renews=project is not None, settings=tuple(settings))
