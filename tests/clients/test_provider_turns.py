@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from arlm.testing import Script
-from arlm.testing.provider_script import Player
+from arlm.testing.provider_player import Player
 from arlm.testing.provider_turns import due
 
 NUMBERED = r"turn (\d+) of"

@@ -1,7 +1,9 @@
-"""A scripted OpenAI-compatible provider on a loopback socket, in this process or in one of its own. Standard library only.
+"""A scripted provider on a loopback socket, in this process or in one of its own. Standard library only.
 
-``python -m arlm.testing.provider --latency 0.2`` prints its base URL, ready for ``OPENAI_BASE_URL``, as its first line.
-Beside ``/v1/chat/completions`` it serves ``GET /_stats``, ``GET /_requests``, ``POST /_script`` and ``POST /_reset``.
+One port speaks the wires of OpenAI (Chat Completions, Responses; Azure's paths too), Anthropic and Gemini, told apart by path and headers.
+``python -m arlm.testing.provider --latency 0.2`` prints its base URL, ready for ``OPENAI_BASE_URL``, as its first line; without the ``/v1``
+at its end it fits ``ANTHROPIC_BASE_URL``, ``GOOGLE_GEMINI_BASE_URL`` and ``AZURE_OPENAI_ENDPOINT``. Beside the wires it
+serves ``GET /_stats``, ``GET /_requests``, ``POST /_script`` and ``POST /_reset``.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from ..guest.processes import open_files
-from .provider_http import Board, Connection
+from .provider_board import Board
+from .provider_http import Connection
 from .provider_script import BUILTINS, FAULTS, Script
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ class ScriptedProvider:
     """The provider inside this process: ``async with ScriptedProvider(Script(...)) as provider``.
 
     Attributes:
-        url: the base URL, ``http://127.0.0.1:PORT/v1``.
+        url: the base URL that OpenAI's clients want, ``http://127.0.0.1:PORT/v1``.
         board: counters, last requests and the script that plays.
     """
 
@@ -54,6 +57,11 @@ class ScriptedProvider:
             connection.close()
         await self._server.wait_closed()
 
+    @property
+    def root(self) -> str:
+        """The base URL that the clients of Anthropic, Gemini and Azure want: ``http://127.0.0.1:PORT``."""
+        return self.url.removesuffix("/v1")
+
     async def stats(self) -> dict[str, Any]:
         """The counters."""
         return self.board.stats()
@@ -63,7 +71,7 @@ class ScriptedProvider:
         await self.board.until(condition)
 
     async def requests(self) -> list[dict[str, Any]]:
-        """The last requests that could be parsed, oldest first: path, headers, body."""
+        """The last requests that could be parsed, oldest first: wire, path, query, headers, body."""
         return list(self.board.requests)
 
     async def configure(self, script: Mapping[str, Any]) -> None:
@@ -79,7 +87,7 @@ class ProviderProcess:
     """A provider in its own process; made by :func:`start_provider`.
 
     Attributes:
-        url: the base URL.
+        url: the base URL that OpenAI's clients want.
         pid: of its process.
     """
 
@@ -87,13 +95,18 @@ class ProviderProcess:
         self.url = url
         self.pid = pid
 
+    @property
+    def root(self) -> str:
+        """The base URL that the clients of Anthropic, Gemini and Azure want: ``http://127.0.0.1:PORT``."""
+        return self.url.removesuffix("/v1")
+
     async def stats(self) -> dict[str, Any]:
         """The counters."""
         stats: dict[str, Any] = await self._call("GET", "/_stats")
         return stats
 
     async def requests(self) -> list[dict[str, Any]]:
-        """The last requests that could be parsed, oldest first: path, headers, body."""
+        """The last requests that could be parsed, oldest first: wire, path, query, headers, body."""
         requests: list[dict[str, Any]] = await self._call("GET", "/_requests")
         return requests
 

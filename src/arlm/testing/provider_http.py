@@ -6,93 +6,19 @@ import asyncio
 import json
 import socket
 import struct
-from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
+from urllib.parse import unquote
 
-from .provider_script import Answer, Player, Script
+from .provider_board import Board
+from .provider_messages import Call, Request, Sent
+from .wires import called, spoken
+from .wires.base import Trouble, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 LONGEST_HEAD = 2**16  # bytes
-KEPT_REQUESTS = 64  # how many request bodies are kept for a test to look at
-_REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 411: "Length Required", 429: "Too Many Requests"}
-
-
-class Board:
-    """The server's state: the script that plays, the counters, the last requests, the open connections."""
-
-    def __init__(self, script: Script) -> None:
-        self.player = Player(script)
-        self.connections: set[Connection] = set()
-        self.held: list[Callable[[], None]] = []
-        self._watchers: list[tuple[Callable[[Mapping[str, Any]], bool], asyncio.Future[None]]] = []
-        self.reset()
-
-    def reset(self) -> None:
-        """Set the counters to zero."""
-        self.counts: Counter[str] = Counter()
-        self.by_model: Counter[str] = Counter()
-        self.in_flight = 0
-        self.max_in_flight = 0
-        self.requests: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
-
-    def configure(self, values: Mapping[str, Any]) -> None:
-        """Replace the script. Counters stay; calls that wait keep the reply they have."""
-        self.player = Player(Script.from_dict(values))
-
-    def stats(self) -> dict[str, Any]:
-        """The counters, as JSON."""
-        counted = {name: self.counts[name] for name in (*_COUNTED, *_TOKENS)}
-        faults = {name[6:]: count for name, count in self.counts.items() if name.startswith("fault:")}
-        return {
-            **counted,
-            "in_flight": self.in_flight,
-            "max_in_flight": self.max_in_flight,
-            "open_connections": sum(connection.has_called for connection in self.connections),
-            "faults": faults,
-            "by_model": dict(self.by_model),
-        }
-
-    async def until(self, condition: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Wait until the counters meet ``condition``."""
-        if not condition(self.stats()):
-            met: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._watchers.append((condition, met))
-            await met
-
-    def changed(self) -> None:
-        """Tell those who wait that a counter has changed."""
-        for watcher in list(self._watchers):
-            condition, met = watcher
-            if met.done() or condition(self.stats()):
-                self._watchers.remove(watcher)
-                if not met.done():
-                    met.set_result(None)
-
-    def begin(self) -> None:
-        """One more call in flight; replies that were held for it go out."""
-        self.in_flight += 1
-        self.max_in_flight = max(self.max_in_flight, self.in_flight)
-        self.changed()
-        if self.in_flight >= self.player.script.hold:
-            held, self.held = self.held, []
-            for release in held:
-                release()
-
-    def bill(self, answer: Answer, model: str) -> None:
-        """Count a reply that is being sent."""
-        self.counts["answered"] += 1
-        self.by_model[model] += 1
-        usage = answer.usage
-        self.counts["prompt_tokens"] += usage["prompt_tokens"]
-        self.counts["completion_tokens"] += usage["completion_tokens"]
-        self.counts["cached_tokens"] += usage["prompt_tokens_details"]["cached_tokens"]
-        self.counts["reasoning_tokens"] += usage["completion_tokens_details"]["reasoning_tokens"]
-
-
-_COUNTED = ("calls", "root_calls", "sub_calls", "answered", "limited", "rejected", "aborted", "connections")
-_TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
+WAITING = (429, 503)  # statuses that carry Retry-After
 
 
 class Connection(asyncio.Protocol):
@@ -146,7 +72,7 @@ class Connection(asyncio.Protocol):
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         method, path, *_ = [*request_line.split(" "), "", ""]
         if "transfer-encoding" in headers:
-            self._send_json(411, _error("this server wants a content-length", "invalid_request_error"))
+            self._refuse(spoken(path, headers), Trouble(what="body", status=411, told="this server wants a content-length"))
             return
         self._need = end + 4 + int(headers.get("content-length", 0))
         if len(self._buffer) < self._need:
@@ -154,13 +80,15 @@ class Connection(asyncio.Protocol):
         body = bytes(self._buffer[end + 4 : self._need])
         del self._buffer[: self._need]
         self._need = 0
-        self._route(method, path.partition("?")[0], headers, body)
+        self._route(method, path, headers, body)
 
-    def _route(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> None:
+    def _route(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> None:
         board = self._board
+        path, _, query = target.partition("?")
+        if method == "POST" and (wire := called(path)) is not None:
+            self._call(wire, Request(path=path, query=query, headers=headers, body=body))
+            return
         match method, path:
-            case "POST", _ if path.endswith("/chat/completions"):
-                self._chat(path, headers, body)
             case "GET", "/_stats":
                 self._send_json(200, board.stats())
             case "GET", "/_requests":
@@ -173,82 +101,93 @@ class Connection(asyncio.Protocol):
                     board.configure(json.loads(body))
                     self._send_json(200, {})
                 except (ValueError, TypeError) as error:
-                    self._send_json(400, _error(str(error), "script"))
-            case "GET", _ if path.endswith("/models"):
-                self._send_json(200, {"object": "list", "data": [{"id": "any", "object": "model"}]})
+                    self._send_json(400, {"error": {"message": str(error)}})
+            case "GET", _ if path.endswith("/models") or "/models/" in path:
+                self._models(spoken(path, headers), path, headers)
             case _:
-                self._send_json(404, _error(f"Invalid URL ({method} {path})", "invalid_request_error"))
+                self._refuse(spoken(path, headers), Trouble(what="url", status=404, told=f"{method} {path}"))
 
-    def _chat(self, path: str, headers: Mapping[str, str], body: bytes) -> None:
+    def _models(self, wire: Wire, path: str, headers: Mapping[str, str]) -> None:
+        script = self._board.player.script
+        name = unquote(path.rpartition("/models")[2].removeprefix("/"))
+        if script.key is not None and (key := wire.key(headers)) != script.key:
+            self._refuse(wire, Trouble(what="key", status=401, key=key))
+        elif name in script.missing_models:
+            self._refuse(wire, Trouble(what="model", status=404, model=name))
+        else:
+            self._send_json(200, wire.model(name, script) if name else wire.models(script, path))
+
+    def _call(self, wire: Wire, request: Request) -> None:
         board, script = self._board, self._board.player.script
         board.counts["calls"] += 1
         if not self.has_called:
             self.has_called = True
             board.counts["connections"] += 1
-        key = headers.get("api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        key = wire.key(request.headers)
         if script.key is not None and key != script.key:
-            self._reject(401, _error(f"Incorrect API key provided: {key}.", "invalid_request_error", "invalid_api_key"))
+            self._reject(wire, Trouble(what="key", status=401, key=key))
             return
         try:
-            request = json.loads(body)
-            messages = request["messages"]
-            model = str(request["model"])
-        except (ValueError, KeyError, TypeError) as error:
-            self._reject(400, _error(f"We could not parse the JSON body of your request: {error!r}", "invalid_request_error"))
+            body = json.loads(request.body)
+            asked = wire.asked(request.path, request.headers, body)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            self._reject(wire, Trouble(what="body", status=400, told=str(error) if isinstance(error, ValueError) else repr(error)))
             return
-        board.requests.append({"path": path, "headers": dict(headers), "body": request})
-        if model in script.missing_models:
-            self._reject(404, _error(f"The model `{model}` does not exist", "invalid_request_error", "model_not_found"))
-        elif script.context_chars is not None and sum(len(message.get("content") or "") for message in messages) > script.context_chars:
-            told = f"This model's maximum context length is {script.context_chars // 4} tokens."
-            self._reject(400, _error(told, "invalid_request_error", "context_length_exceeded"))
+        board.requests.append(request.shown(wire.name, body))
+        if (trouble := board.player.trouble(asked, wire)) is not None:
+            self._reject(wire, trouble)
         elif not board.player.lets_in(self._loop.time()):
             board.counts["limited"] += 1
-            self._send_json(429, _error("Rate limit reached", "requests", "rate_limit_exceeded"), self._retry_headers())
+            self._refuse(wire, Trouble(what="rate", status=429, model=asked.model, wait=script.wait))
         else:
-            self._answer(board.player.answer(messages), model)
+            self._answer(Call(wire, asked, board.player.answer(asked.messages)))
 
-    def _answer(self, answer: Answer, model: str) -> None:
+    def _answer(self, call: Call) -> None:
         board = self._board
-        board.counts["root_calls" if answer.is_root else "sub_calls"] += 1
+        board.counts["root_calls" if call.answer.is_root else "sub_calls"] += 1
         self._busy = True
-        board.held.append(lambda: self._release(answer, model))
+        board.held.append(lambda: self._release(call))
         board.begin()
 
-    def _release(self, answer: Answer, model: str) -> None:
+    def _release(self, call: Call) -> None:
         if not self._busy:
             return  # the client left while it was held
-        if answer.fault == "stall":
+        fault, delay = call.answer.fault, call.answer.delay
+        if fault == "stall":
             self._board.counts["fault:stall"] += 1
-        elif answer.delay > 0:
-            self._waiting = self._loop.call_later(answer.delay, self._reply, answer, model)
-        else:
-            self._reply(answer, model)
-
-    def _reply(self, answer: Answer, model: str) -> None:
-        self._end_call()
-        board, script = self._board, self._board.player.script
-        if answer.fault is None:
-            board.bill(answer, model)
-            self._send_json(200, _completion(answer, model, script, board.counts["answered"]))
             return
-        board.counts[f"fault:{answer.fault}"] += 1
-        match answer.fault:
+        if fault == "slow_first_byte":
+            delay += self._board.player.script.slow
+        if delay > 0:
+            self._waiting = self._loop.call_later(delay, self._reply, call)
+        else:
+            self._reply(call)
+
+    def _reply(self, call: Call) -> None:
+        board, script, fault = self._board, self._board.player.script, call.answer.fault
+        if fault is not None:
+            board.counts[f"fault:{fault}"] += 1
+        if fault == "stall_body":
+            self._send_half(call.body(script, next(board.numbers)))
+            return  # in flight until the client leaves
+        self._end_call()
+        match fault:
+            case None | "slow_first_byte":
+                board.bill(call.answer, call.asked.model)
+                self._send(200, call.body(script, next(board.numbers)))
             case "reset":
                 self._reset()
             case "cut":
-                self._cut(json.dumps(_completion(answer, model, script, 0)).encode())
+                self._send_half(call.body(script, next(board.numbers))).close()
             case "invalid_json":
-                self._send(200, b'{"choices": [{"message"', "application/json")
+                self._send(200, call.broken())
             case "html":
-                self._send(200, b"<!doctype html><html><body>Welcome</body></html>", "text/html")
-            case status:
-                extra = self._retry_headers() if status in ("429", "503") else {}
-                self._send_json(int(status), _error(f"scripted {status}", "server_error"), extra)
-
-    def _retry_headers(self) -> Mapping[str, str | None]:
-        script = self._board.player.script
-        return {"Retry-After": script.retry_after, "retry-after-ms": script.retry_after_ms}
+                self._send(200, Sent(b"<!doctype html><html><body>Welcome</body></html>", kind="text/html"))
+            case "stream_error" if call.asked.stream:
+                self._send(200, call.interrupted(script, next(board.numbers)))
+            case _:
+                status = 529 if fault == "stream_error" else int(fault)
+                self._refuse(call.wire, Trouble(what="fault", status=status, model=call.asked.model, wait=script.wait))
 
     def _end_call(self) -> None:
         self._busy = False
@@ -256,49 +195,36 @@ class Connection(asyncio.Protocol):
         self._board.in_flight -= 1
         self._board.changed()
 
-    def _reject(self, status: int, body: object) -> None:
+    def _reject(self, wire: Wire, trouble: Trouble) -> None:
         self._board.counts["rejected"] += 1
-        self._send_json(status, body)
+        self._refuse(wire, trouble)
 
-    def _send_json(self, status: int, body: object, headers: Mapping[str, str | None] | None = None) -> None:
-        self._send(status, json.dumps(body).encode(), "application/json", headers)
+    def _refuse(self, wire: Wire, trouble: Trouble) -> None:
+        number, script = next(self._board.numbers), self._board.player.script
+        status, body = wire.error(trouble, number)
+        extra = f"{wire.id_header}: req_{number}\r\n"
+        if wire.says_wait_in_headers and (trouble.what == "rate" or trouble.status in WAITING):
+            waits = {"Retry-After": script.retry_after, "retry-after-ms": script.retry_after_ms}
+            extra += "".join(f"{name}: {value}\r\n" for name, value in waits.items() if value is not None)
+        self._send(status, Sent(json.dumps(body).encode(), extra=extra))
 
-    def _send(self, status: int, body: bytes, kind: str, headers: Mapping[str, str | None] | None = None) -> None:
+    def _send_json(self, status: int, body: object) -> None:
+        self._send(status, Sent(json.dumps(body).encode()))
+
+    def _send(self, status: int, sent: Sent) -> None:
         if self._transport is None:
             return
-        extra = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value is not None) if headers else ""
-        reason = _REASONS.get(status, "Error")
-        head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
-        self._transport.write(head.encode("latin-1") + body)
+        self._transport.write(sent.head(status) + sent.body)
         if self._buffer:
             self._loop.call_soon(self._next)
 
-    def _cut(self, body: bytes) -> None:
+    def _send_half(self, sent: Sent) -> asyncio.Transport:
         assert self._transport is not None
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._transport.write(head.encode() + body[: len(body) // 2])
-        self._transport.close()
+        self._transport.write(sent.head(200) + sent.body[: len(sent.body) // 2])
+        return self._transport
 
     def _reset(self) -> None:
         assert self._transport is not None
         peer: socket.socket = self._transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
-
-
-def _completion(answer: Answer, model: str, script: Script, number: int) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
-    if script.refusal is not None:
-        message["refusal"] = script.refusal
-    completion: dict[str, Any] = {
-        "id": f"chatcmpl-{number}",
-        "object": "chat.completion",
-        "created": 1_700_000_000,
-        "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": script.finish_reason}],
-    }
-    return {**completion, "usage": answer.usage} if script.usage else completion
-
-
-def _error(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -1,18 +1,16 @@
-"""What the scripted provider says: replies, usage, faults. Standard library only."""
+"""What the scripted provider is told to do: replies, usage, faults, limits. Standard library only."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .provider_turns import due
-
-FAULTS = ("429", "500", "503", "529", "reset", "stall", "cut", "invalid_json", "html")
+STATUS_FAULTS = ("401", "403", "413", "429", "500", "502", "503", "504", "529")
+CONNECTION_FAULTS = ("reset", "stall", "stall_body", "slow_first_byte", "cut")
+BODY_FAULTS = ("invalid_json", "html", "stream_error")
+FAULTS = (*STATUS_FAULTS, *CONNECTION_FAULTS, *BODY_FAULTS)
 
 BUILTINS: Mapping[str, Callable[[str], str]] = {
     "echo": lambda prompt: prompt,
@@ -25,7 +23,11 @@ BUILTINS: Mapping[str, Callable[[str], str]] = {
 
 @dataclass(slots=True, kw_only=True)
 class Script:
-    """How the provider behaves. A conversation that begins with a system message is a root; every other call is a sub-call.
+    """How the provider behaves, on every wire. A conversation that begins with a system message is a root, every other call a sub-call.
+
+    The faults: a number is that status; ``reset`` and ``cut`` end the connection before the reply and in the middle of its body or stream;
+    ``stall`` never replies, ``stall_body`` stops after half of the body, ``slow_first_byte`` replies later by ``slow``; ``invalid_json``
+    and ``html`` are bodies under a 200; ``stream_error`` is an error event in the middle of a stream, and a 529 where nothing is streamed.
 
     Attributes:
         turns: the root's replies; which one is due follows from the assistant messages sent along, and the last one repeats.
@@ -36,24 +38,31 @@ class Script:
         rules: tried before ``sub``: ``{"contains": text, "text": reply}``.
         latency: seconds before a reply.
         jitter: seconds added to it at most, uniformly.
+        slow: seconds by which the fault slow_first_byte delays a reply further.
         hold: replies are held back until that many calls are in flight at once, so that a test of concurrency needs no clock.
         error_rates: the part of calls that meet a fault, by its name; see FAULTS.
         faults: faults of the next calls in order, before the rates apply; None is a call without one.
         faults_for: ``"all"``, ``"root"`` or ``"sub"`` calls.
         rate: calls a second that are let in; more get a 429. None: all.
         burst: how many may come at once after a pause.
-        retry_after: the Retry-After header of a 429 or 503; None leaves it out.
-        retry_after_ms: the retry-after-ms header of a 429 or 503.
+        retry_after: the Retry-After header of a 429 or 503; None leaves it out. Gemini says it in the body instead, if it is a number.
+        retry_after_ms: the retry-after-ms header of a 429 or 503; likewise.
         key: the only key that is let in; None lets everybody in.
+        models: the names that the list of models has.
         missing_models: models answered with 404.
+        responses_only: models that Chat Completions answers with a 404 that points to Responses.
         context_chars: a longer conversation is answered with 400, context_length_exceeded.
-        cached_tokens: input tokens said to come from the cache.
-        cache_write_tokens: input tokens said to be written to the cache.
+        max_output_tokens: a request that asks for more is answered with 400; None: any.
+        cached_tokens: input tokens said to come from the cache; at most the prompt.
+        cache_write_tokens: input tokens said to be written to the cache; at most the rest of the prompt.
         reasoning_tokens: output tokens added for reasoning.
-        cost: the ``usage.cost`` of a call; None leaves it out.
+        cost: the ``usage.cost`` of a call, on the wires of OpenAI; None leaves it out.
         usage: whether replies carry usage at all.
-        finish_reason: of every reply.
-        refusal: sent as the message's refusal, with null content.
+        thinking: thoughts sent before the text; Chat Completions has no place for them.
+        finish_reason: of every reply, in OpenAI's words: ``stop``, ``length``, ``content_filter``; each wire says it in its own, and any
+            other word goes out as it stands. ``error`` is the status failed of Responses.
+        refusal: sent as the message's refusal, with null content; elsewhere the stop reason refusal, or an unsafe candidate.
+        prompt_blocked: the prompt is refused: Gemini's promptFeedback, Anthropic's refusal, a 400 content_filter of OpenAI.
         seed: of the random numbers behind jitter and rates.
     """
 
@@ -64,6 +73,7 @@ class Script:
     rules: Sequence[Mapping[str, str]] = ()
     latency: float = 0.0
     jitter: float = 0.0
+    slow: float = 1.0
     hold: int = 0
     error_rates: Mapping[str, float] = field(default_factory=dict)
     faults: Sequence[str | None] = ()
@@ -73,15 +83,20 @@ class Script:
     retry_after: str | None = "1"
     retry_after_ms: str | None = None
     key: str | None = None
+    models: Sequence[str] = ("any",)
     missing_models: Sequence[str] = ()
+    responses_only: Sequence[str] = ()
     context_chars: int | None = None
+    max_output_tokens: int | None = None
     cached_tokens: int = 0
     cache_write_tokens: int | None = None
     reasoning_tokens: int = 0
     cost: float | None = None
     usage: bool = True
+    thinking: str | None = None
     finish_reason: str = "stop"
     refusal: str | None = None
+    prompt_blocked: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,6 +105,19 @@ class Script:
             raise ValueError(f"unknown faults {unknown}; there is: {', '.join(FAULTS)}")
         if isinstance(self.sub, str) and self.sub not in BUILTINS:
             raise ValueError(f"unknown sub {self.sub!r}; there is: {', '.join(BUILTINS)}, or {{'text': ...}}")
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The longest conversation, as it is told: four characters a token."""
+        return None if self.context_chars is None else self.context_chars // 4
+
+    @property
+    def wait(self) -> float | None:
+        """Seconds that a 429 or 503 asks a client to wait; None where the script does not say, or says it as a date."""
+        try:
+            return float(self.retry_after_ms) / 1_000 if self.retry_after_ms is not None else float(self.retry_after or "none")
+        except ValueError:
+            return None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Script:
@@ -118,92 +146,3 @@ class Bucket:
             return False
         self._tokens -= 1
         return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One reply, ready to be sent."""
-
-    text: str | None
-    usage: Mapping[str, Any]
-    is_root: bool
-    fault: str | None
-    delay: float
-
-
-class Player:
-    """Plays one Script: decides text, usage, fault and delay of each call."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self._random = random.Random(script.seed)
-        self._faults = itertools.chain(script.faults)
-        self._bucket = None if script.rate is None else Bucket(script.rate, script.burst)
-
-    def lets_in(self, now: float) -> bool:
-        """Whether the rate allows a call at this time."""
-        return self._bucket is None or self._bucket.take(now)
-
-    def answer(self, messages: Sequence[Mapping[str, Any]]) -> Answer:
-        """The reply to one conversation."""
-        script = self.script
-        is_root = bool(messages) and messages[0].get("role") == "system"
-        text = script.refusal if script.refusal is not None else self._text(messages, is_root=is_root)
-        return Answer(
-            text=None if script.refusal is not None else text,
-            usage=self._usage(sum(len(message.get("content") or "") for message in messages), len(text)),
-            is_root=is_root,
-            fault=self._fault(is_root=is_root),
-            delay=script.latency + (self._random.random() * script.jitter if script.jitter else 0.0),
-        )
-
-    def _text(self, messages: Sequence[Mapping[str, Any]], *, is_root: bool) -> str:
-        if is_root:
-            turns = self._turns(messages)
-            return turns[min(due(messages, self.script.turn), len(turns) - 1)] if turns else ""
-        prompt = messages[-1].get("content") or "" if messages else ""
-        for rule in self.script.rules:
-            if rule["contains"] in prompt:
-                return rule["text"]
-        sub = self.script.sub
-        if isinstance(sub, str):
-            return BUILTINS[sub](prompt)
-        return sub["text"] if isinstance(sub, Mapping) else sub(prompt)
-
-    def _turns(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[str]:
-        for root in self.script.roots:
-            if any(root["contains"] in (message.get("content") or "") for message in messages):
-                turns: Sequence[str] = root["turns"]
-                return turns
-        return self.script.turns
-
-    def _usage(self, chars_in: int, chars_out: int) -> dict[str, Any]:
-        script = self.script
-        prompt = math.ceil(chars_in / 4)
-        completion = math.ceil(chars_out / 4) + script.reasoning_tokens
-        details: dict[str, Any] = {"cached_tokens": min(script.cached_tokens, prompt)}
-        if script.cache_write_tokens is not None:
-            details["cache_write_tokens"] = script.cache_write_tokens
-        usage = {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": details,
-            "completion_tokens_details": {"reasoning_tokens": script.reasoning_tokens},
-        }
-        return usage if script.cost is None else {**usage, "cost": script.cost}
-
-    def _fault(self, *, is_root: bool) -> str | None:
-        script = self.script
-        if script.faults_for != "all" and (script.faults_for == "root") != is_root:
-            return None
-        for fault in self._faults:
-            return fault
-        if not script.error_rates:
-            return None
-        drawn = self._random.random()
-        for name, rate in script.error_rates.items():
-            drawn -= rate
-            if drawn < 0:
-                return name
-        return None
