@@ -20,7 +20,10 @@ UNSTREAMED_LIMITS = ((re.compile(r"claude-(opus-4-[01]|4-opus|opus-4-20250514|op
 TOO_MANY = re.compile(r"max_tokens: \d+ > (\d+)")  # in the refusal of a max_tokens that the model does not have
 
 _OURS = ("messages", "model", "stream", "system")
-_REFUSED = {"seed": "Anthropic's models take no seed"}
+_REFUSED = {
+    **dict.fromkeys(("temperature", "top_p"), "Anthropic's API takes none since its version 2026-10-21, which the SDK asks for"),
+    "seed": "Anthropic's models take no seed",
+}
 _REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "model_context_window_exceeded": "length"}
 _STATUS = {  # of an error that comes inside a stream, whose own status was 200
     "invalid_request_error": 400,
@@ -57,7 +60,7 @@ class MessagesWire(Wire):
 
     def options(self, model: str, sampling: Mapping[str, Any] | None) -> dict[str, Any]:
         given = checked("anthropic", sampling, refused=_REFUSED, reserved=_OURS)
-        fields: dict[str, Any] = {name: given[name] for name in ("temperature", "top_p") if name in given}
+        fields: dict[str, Any] = {}
         if stops := stops_of(given):
             fields["stop_sequences"] = stops
         if "reasoning_effort" in given:

@@ -38,6 +38,8 @@ class ChatWire(Wire):
         return {**fields, **extra}
 
     def error_of(self, parsed: Any, *, failed: bool) -> Told | None:
+        if not failed and (broken := _broken_off(parsed)):
+            parsed = {"error": broken, "usage": parsed.get("usage")}
         return error_object(parsed, failed=failed, fine="choices")
 
     def refusal_of(self, parsed: Any) -> str | None:
@@ -65,20 +67,28 @@ class ChatWire(Wire):
 def error_object(parsed: Any, *, failed: bool, fine: str) -> Told | None:
     """What an error in OpenAI's shape says. A reply with status 200 is one too, unless ``fine`` is in it.
 
-    OpenRouter answers 200 and puts the upstream's status into the error object; Portkey's own errors have no ``error`` at all.
+    OpenRouter answers 200 and puts the upstream's status into the error object, and the upstream's words, or what it was flagged for,
+    beside; Portkey's own errors have no ``error`` at all.
     """
     body = mapping(parsed)
     error = body.get("error")
     if not failed and (not error or body.get(fine)):
         return None
     told = mapping(body if error is None else error)
-    code = told.get("code")
+    code, more = told.get("code"), mapping(told.get("metadata"))
+    words = [told.get("message") or (error if isinstance(error, str) else ""), more.get("raw")]
     return Told(
-        code=str(code or told.get("type") or ""),
-        message=str(told.get("message") or (error if isinstance(error, str) else "") or ""),
+        code="content_filter" if "flagged_input" in more else str(code or told.get("type") or ""),
+        message=": ".join(str(word) for word in words if word),
         status=code if isinstance(code, int) and not failed and 400 <= code < 600 else None,
         usage=chat_usage(body["usage"]) if body.get("usage") else None,
     )
+
+
+def _broken_off(parsed: Any) -> Mapping[str, Any]:
+    """The error that OpenRouter puts into a choice when the upstream fails in the middle of it."""
+    choices = mapping(parsed).get("choices")
+    return mapping(mapping(choices[0]).get("error")) if isinstance(choices, list) and choices else {}
 
 
 def chat_usage(usage: Any) -> TokenUsage:

@@ -35,26 +35,37 @@ class Rule:
     advice: str
 
 
+LONGER = Rule(ContextTooLong, "the prompt does not fit the model's window: send less, or let code cut it into pieces")
+TOO_LARGE_EVER = Rule(ContextTooLong, "this call alone is larger than what the account may use in a minute: send less")
+NO_CREDIT = Rule(AuthError, "the account behind {key} has no credit left")
+
 # What the provider says is more precise than its status, so codes and words are looked up first.
 BY_CODE: Mapping[str, Rule] = {
-    "context_length_exceeded": Rule(
-        ContextTooLong, "the prompt does not fit the model's window: send less, or let code cut it into pieces"
-    ),
-    "insufficient_quota": Rule(AuthError, "the account behind {key} has no credit left"),
+    "context_length_exceeded": LONGER,
+    "string_above_max_length": LONGER,
+    "insufficient_quota": NO_CREDIT,
+    "billing_not_active": NO_CREDIT,
+    "invalid_prompt": Rule(Refused, "the provider takes the prompt for one against its policy"),
     "content_filter": Rule(Refused, "the provider's safety filter stopped the call"),
     "content_policy_violation": Rule(Refused, "the provider's safety filter stopped the call"),
     "model_not_found": Rule(BadRequest, "check the model's name, and whether {key} may use it"),
     "DeploymentNotFound": Rule(BadRequest, "check the deployment's name and {url}"),
-    "billing_error": Rule(AuthError, "the account behind {key} has no credit left"),
+    "billing_error": NO_CREDIT,
     "API_KEY_INVALID": Rule(AuthError, "the key was not accepted: check {key}"),
 }
 TOO_LONG = re.compile(
-    r"context (length|window|size|limit)|prompt is too long|too many (input )?tokens|maximum.{0,20}tokens|request_too_large", re.IGNORECASE
+    r"context (length|window|size|limit)|prompt is too long|too many (input )?tokens|maximum.{0,20}tokens|maximum model length"
+    r"|input token count|request_too_large",
+    re.IGNORECASE,
+)
+BY_WORDS = (  # what has the status of something else
+    (400, re.compile("credit balance is too low"), NO_CREDIT),  # Anthropic
+    (429, re.compile("Request too large"), TOO_LARGE_EVER),  # OpenAI; asked again, it would be refused again
 )
 BY_STATUS: Mapping[int, Rule] = {
     400: Rule(BadRequest, "the provider did not accept the request"),
     401: Rule(AuthError, "the key was not accepted: check {key}"),
-    402: Rule(AuthError, "the account behind {key} has no credit left"),
+    402: NO_CREDIT,
     403: Rule(AuthError, "the key in {key} may not do this"),
     404: Rule(BadRequest, "not found: check the model's name and the base URL {url}"),
     405: Rule(BadRequest, "no calls are taken there: check the base URL {url}"),
@@ -165,8 +176,11 @@ def _moment(date: str | None) -> float | None:
 def _rule(status: int, code: str, message: str) -> Rule:
     if (rule := BY_CODE.get(code)) is not None:
         return rule
+    for words_status, words, rule in BY_WORDS:
+        if status == words_status and words.search(message):
+            return rule
     if status in (400, 413, 422) and TOO_LONG.search(message):
-        return BY_CODE["context_length_exceeded"]
+        return LONGER
     if (rule := BY_STATUS.get(status)) is not None:
         return rule
     return SERVER if status >= 500 else REDIRECT if 300 <= status < 400 else OTHER

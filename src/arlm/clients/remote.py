@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import ConfigError, ProviderError
+from ..errors import BadRequest, ConfigError, ProviderError
 from ..plugins import did_you_mean
 from ..shielding import in_own_task
 from .base import BaseLM, Prompt, as_messages, model_name
@@ -82,14 +82,20 @@ class RemoteLM(BaseLM):
         link = await link_to(self._endpoint, self.sdk)
         try:
             return await self._sent(link, wire, request, name)
-        except ProviderError as error:
-            if not self.amended(error, target):
-                raise
+        except BadRequest as error:
+            refusal = error
+        self.amended(refusal, target)
         wire = self.wire(target)
-        return await self._sent(link, wire, wire.request(target, messages, sampling), name)
+        again = wire.request(target, messages, sampling)
+        if again == request:  # else this call taught it, or one beside it that was refused for the same reason
+            try:
+                raise refusal
+            finally:
+                del refusal  # as in read()
+        return await self._sent(link, wire, again, name)
 
     def amended(self, error: ProviderError, model: str) -> bool:
-        """Whether a refusal taught this client how the model wants to be asked, so that the same call made again will pass."""
+        """Learn from a refusal how the model wants to be asked; says whether this one taught anything new."""
         return False
 
     async def _sent(self, link: Link, wire: Wire, request: Request, name: str) -> Completion:
@@ -99,6 +105,16 @@ class RemoteLM(BaseLM):
 
 def read(teller: Teller, wire: Wire, reply: Reply, name: str) -> Completion:
     """The completion in a reply. Raises the ProviderError that it says instead."""
+    outcome = _outcome(teller, wire, reply, name)
+    if not isinstance(outcome, ProviderError):
+        return outcome
+    try:
+        raise outcome  # here, where no variable holds what the provider said, because that may repeat the key
+    finally:
+        del outcome  # an error that its own traceback leads to is freed by the garbage collector alone
+
+
+def _outcome(teller: Teller, wire: Wire, reply: Reply, name: str) -> Completion | ProviderError:
     completion = refusal = told = parsed = None
     failed = not 200 <= reply.status < 300
     is_json = True
@@ -116,10 +132,10 @@ def read(teller: Teller, wire: Wire, reply: Reply, name: str) -> Completion:
     if completion is not None:
         return completion
     if failed or told is not None:
-        raise teller.status_error(reply, told or Told())
+        return teller.status_error(reply, told or Told())
     if refusal is not None:
-        raise teller.refused(refusal, wire.usage_of(parsed))
-    raise teller.body_error(reply, is_json=is_json)
+        return teller.refused(refusal, wire.usage_of(parsed))
+    return teller.body_error(reply, is_json=is_json)
 
 
 def row_of(provider: str, *dialects: str) -> Row:

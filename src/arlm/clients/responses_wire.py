@@ -14,7 +14,8 @@ from .wire import Request, Told, Wire, count, encoded, mapping
 
 # Models that OpenAI's list of models says are for this wire alone. Others are found out by Chat Completions' refusal.
 ONLY_HERE = re.compile(r"^(o\d(-mini)?-pro|gpt-[\d.]+-pro|.*codex|.*deep-research|computer-use)", re.IGNORECASE)
-REDIRECTION = re.compile(r"v1/responses|Responses API|not a chat model", re.IGNORECASE)  # in the refusal of a call to another wire
+# In the refusal of a call to another wire; the last is Azure's, where the name of a deployment does not tell its model.
+REDIRECTION = re.compile(r"v1/responses|Responses API|not a chat model|chatCompletion operation does not work", re.IGNORECASE)
 
 _OURS = ("input", "model", "stream", "background", "conversation", "previous_response_id")
 _REFUSED = {
