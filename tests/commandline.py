@@ -11,6 +11,7 @@ from arlm.clients.rows import ROWS
 
 ARLM = str(Path(sysconfig.get_path("scripts")) / "arlm")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+NO_SERVERS = {"OLLAMA_HOST": "127.0.0.1:9", "VLLM_BASE_URL": "http://127.0.0.1:9/v1"}  # the discard port: nothing listens there
 FURTHER = ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS", "GOOGLE_GENAI_API_VERSION")
 # The installed command, but for two things that tests need: waits between retries of a millisecond, and a Ctrl-C that is not ignored
 # because whoever started the tests ignored it.
@@ -35,11 +36,11 @@ class Done:
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """This process's environment without keys, base URLs and proxies; then `variables`."""
+    """This process's environment without keys, base URLs, proxies and model servers of this machine; then `variables`."""
     taken = {name for row in ROWS.values() for name in row.all_variables}
     taken |= {*FURTHER, *PROXIES, *(name.lower() for name in PROXIES)}
     kept = {name: value for name, value in os.environ.items() if name not in taken}
-    return {**kept, "COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8", **variables}
+    return {**kept, **NO_SERVERS, "COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8", **variables}
 
 
 async def start(*words: str, quick: bool = False, stdin: int | None = None, **variables: str) -> asyncio.subprocess.Process:

@@ -10,7 +10,7 @@ def test_every_pinned_option_has_its_pinned_default():
         "sub_environment": None, "max_depth": 1, "max_iterations": 30, "max_concurrency": 256, "max_repls": 256, "max_calls": 5_000,
         "max_total_tokens": None, "max_cost_usd": None, "timeout": None, "cell_timeout": 300, "memory_limit": None, "max_errors": None,
         "on_limit": "answer", "output_type": str, "tools": {}, "sub_tools": None, "system_prompt": None, "instructions": None,
-        "compaction": None, "sampling": {}, "sub_sampling": {}, "log_dir": None, "on_event": None,
+        "compaction": None, "sampling": {}, "sub_sampling": {}, "log_dir": None, "on_event": None, "call_timeout": None, "prices": {},
     }  # fmt: skip
     assert {name: option.default for name, option in declared().items()} == pinned
 

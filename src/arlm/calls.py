@@ -9,11 +9,11 @@ from typing import cast
 
 import anyio
 
-from .clients import prices
 from .clients.base import BaseLM
 from .clients.estimate import Estimator
 from .clients.limiter import Ticket, limiter_of
-from .clients.resolve import ModelSpec, default_model, resolve_model
+from .clients.prices import Prices
+from .clients.resolve import ModelSpec, resolve_model
 from .clients.retry import FREE_RETRIES, RetryBudget, RetryPolicy, with_retries
 from .clients.tally import Tally
 from .errors import ConfigError, ConnectionFailed, LimitError, ProviderError
@@ -54,9 +54,9 @@ class Models:
     named: Mapping[str, BaseLM]
 
     @classmethod
-    def of(cls, model: ModelSpec | None, sub_model: ModelSpec | Sequence[ModelSpec] | None, models: Mapping[str, ModelSpec]) -> Models:
+    def of(cls, model: ModelSpec, sub_model: ModelSpec | Sequence[ModelSpec] | None, models: Mapping[str, ModelSpec]) -> Models:
         """Resolve what the options name. Raises ConfigError; nothing is sent."""
-        root = default_model() if model is None else resolve_model(model)
+        root = resolve_model(model)
         specs = list(sub_model) if isinstance(sub_model, (list, tuple)) else [cast("ModelSpec | None", sub_model)]
         if not specs:
             raise ConfigError("sub_model is an empty list; name a model for each depth, the last one for all deeper")
@@ -72,7 +72,14 @@ class Models:
             raise ConfigError(unknown("model", name, self.named))
         return self.named[name]
 
-    async def check_prices(self, max_cost_usd: float | None) -> None:
+    def check_sampling(self, sampling: Sampling, sub_sampling: Sampling) -> None:
+        """Raise ConfigError for a sampling option that a model does not have, before anything is started."""
+        if sampling:
+            self.root.check_sampling(sampling)
+        for lm in self.subs if sub_sampling else ():
+            lm.check_sampling(sub_sampling)
+
+    async def check_prices(self, prices: Prices, max_cost_usd: float | None) -> None:
         """Load the prices of these models. Raises ConfigError when there is a cost limit and a price is unknown."""
         names = {lm.name for lm in self.named.values()}
         await prices.prepare(names)
@@ -103,11 +110,23 @@ class Caller:
     Args:
         ledger: the tree's limits.
         max_concurrency: calls in flight at once.
+        prices: what calls cost.
+        call_timeout: seconds for one try of a call; None: the client's own limit.
         policy: how a failed one is tried again.
     """
 
-    def __init__(self, ledger: Ledger, *, max_concurrency: int, policy: RetryPolicy | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        max_concurrency: int,
+        prices: Prices | None = None,
+        call_timeout: float | None = None,
+        policy: RetryPolicy | None = None,
+    ) -> None:
         self.ledger = ledger
+        self._prices = prices or Prices()
+        self._call_timeout = call_timeout
         self._slots = anyio.Semaphore(max_concurrency, fast_acquire=True)
         self._policy = policy
         self._budget = RetryBudget(max(FREE_RETRIES, max_concurrency))
@@ -160,8 +179,10 @@ class Caller:
             reservation = await self.ledger.reserve(need)
             with account.tally.call(lm.name) as call:
                 try:
-                    completion = _priced(await _asked(lm, messages, sampling))
+                    completion = self._priced(await self._in_time(lm, messages, sampling))
                 except BaseException as error:
+                    if isinstance(error, ProviderError) and error.usage is not None:
+                        error.usage = self._with_cost(lm.name, error.usage)
                     _settle_failure(reservation, error)
                     raise
                 _settle(reservation, completion.usage)
@@ -182,8 +203,28 @@ class Caller:
             sampling = {**sampling, "max_tokens": cap}
         bound = estimator.output_bound(cap if isinstance(cap, int) else None)
         return Need(
-            tokens=sent + bound, cost_usd=_cost(lm, sent, bound), sent_tokens=sent, sent_cost_usd=_cost(lm, sent, 0), last=last
+            tokens=sent + bound, cost_usd=self._cost(lm, sent, bound), sent_tokens=sent, sent_cost_usd=self._cost(lm, sent, 0), last=last
         ), sampling
+
+    async def _in_time(self, lm: BaseLM, messages: list[Message], sampling: Sampling) -> Completion | str:
+        if self._call_timeout is None:
+            return await _asked(lm, messages, sampling)
+        with anyio.move_on_after(self._call_timeout):
+            return await _asked(lm, messages, sampling)
+        raise ConnectionFailed(f"{lm.name}: no reply within {self._call_timeout:g} s (call_timeout)", provider=lm.provider)
+
+    def _priced(self, completion: Completion | str) -> Completion:
+        assert isinstance(completion, Completion)
+        return replace(completion, usage=self._with_cost(completion.model, completion.usage))
+
+    def _with_cost(self, model: str, usage: TokenUsage) -> TokenUsage:
+        if usage.cost_usd is not None and not self._prices.is_own(model):
+            return usage
+        cost = self._prices.price(model, usage)
+        return usage if cost is None else replace(usage, cost_usd=cost)
+
+    def _cost(self, lm: BaseLM, sent: int, bound: int) -> float:
+        return self._prices.price(lm.name, TokenUsage(input_tokens=sent, output_tokens=bound)) or 0.0
 
     def _observe(self, lm: BaseLM, messages: list[Message], usage: TokenUsage) -> None:
         if self.ledger.estimates:
@@ -205,18 +246,6 @@ async def _asked(lm: BaseLM, messages: list[Message], sampling: Sampling) -> Com
         if cancelled_from_outside():
             raise
         raise ProviderError(f"{lm.name} cancelled its own call", provider=lm.provider) from error
-
-
-def _cost(lm: BaseLM, sent: int, bound: int) -> float:
-    return prices.price(lm.name, TokenUsage(input_tokens=sent, output_tokens=bound)) or 0.0
-
-
-def _priced(completion: Completion | str) -> Completion:
-    assert isinstance(completion, Completion)
-    if completion.usage.cost_usd is not None:
-        return completion
-    cost = prices.price(completion.model, completion.usage)
-    return completion if cost is None else replace(completion, usage=replace(completion.usage, cost_usd=cost))
 
 
 def _settle(reservation: Reservation, usage: TokenUsage) -> None:

@@ -42,7 +42,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A run began. ``limits``: those that are set, by option name. ``context``: its description."""
+    """A run began. ``limits``: those that are set, by option name. ``context``: its description. ``model_reason``: where no model was
+    given, why it is this one."""
 
     prompt: str
     context: str
@@ -50,6 +51,7 @@ class RunStarted(Event):
     sub_model: str
     environment: str
     limits: Mapping[str, JSON]
+    model_reason: str | None = None
     version: int = VERSION
 
 

@@ -79,7 +79,11 @@ class RunOptions(TypedDict, total=False):
     ]
     model: Annotated[
         ModelSpec | None,
-        Option(None, "The root model: 'provider/name', a BaseLM or an async function. None: the first provider whose key is set."),
+        Option(
+            None,
+            "The root model: 'provider/name', a BaseLM or an async function. None: that of the first provider whose key is set, "
+            "else of a local server that answers.",
+        ),
     ]
     sub_model: Annotated[
         ModelSpec | Sequence[ModelSpec] | None,
@@ -105,7 +109,22 @@ class RunOptions(TypedDict, total=False):
     max_cost_usd: Annotated[
         float | None, Option(None, "US dollars over the whole tree; the price of every model must be known.", _or_none(_above_zero))
     ]
+    prices: Annotated[
+        Mapping[str, Mapping[str, float]],
+        Option(
+            {},
+            "Prices over those of the list: 'provider/name' to US dollars per million tokens, such as {'input': 0.5, 'output': 2}; "
+            "'cached' and 'cache_write' where they differ from 'input'.",
+            _is(Mapping, "a dict of model to price"),
+        ),
+    ]
     timeout: Annotated[float | None, Option(None, "Seconds for the whole run.", _or_none(_above_zero))]
+    call_timeout: Annotated[
+        float | None,
+        Option(
+            None, "Seconds for one model call; each retry has as many. None: the client's own (300; Anthropic 600).", _or_none(_above_zero)
+        ),
+    ]
     cell_timeout: Annotated[float, Option(300.0, "Seconds of a cell's own time; waiting for sub-calls does not count.", _above_zero)]
     memory_limit: Annotated[int | None, Option(None, "Bytes of memory per worker.", _or_none(_whole(16 * 1024 * 1024)))]
     max_errors: Annotated[int | None, Option(None, "Failed iterations in a row that end the run.", _or_none(_whole(1)))]

@@ -14,6 +14,8 @@ import anyio
 from . import prompts
 from .answers import answers_of
 from .calls import Caller, Models
+from .clients.prices import Prices
+from .clients.resolve import ModelSpec, default_model
 from .clients.tally import Tally
 from .errors import ConfigError, LimitError, RunTimeout, describe
 from .events import Emit, RunEnded, RunStarted
@@ -42,8 +44,11 @@ async def run_once(prompt: str, options: RunOptions, *, listeners: Sequence[Emit
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigError("the prompt is empty; say what you want to know")
-    models = Models.of(options["model"], options["sub_model"], options["models"])
-    await models.check_prices(options["max_cost_usd"])
+    model, model_reason = await _given_or_default(options["model"])
+    models = Models.of(model, options["sub_model"], options["models"])
+    models.check_sampling(options["sampling"], options["sub_sampling"])
+    prices = Prices(options["prices"])
+    await models.check_prices(prices, options["max_cost_usd"])
     environment = None if home else find_environment(options["environment"], options["environment_options"])
     named = options["sub_environment"]
     sub_environment = None if named is None else find_environment(named, {})
@@ -56,6 +61,8 @@ async def run_once(prompt: str, options: RunOptions, *, listeners: Sequence[Emit
             prompt=prompt,
             options=options,
             models=models,
+            model_reason=model_reason,
+            prices=prices,
             answers=answers,
             environment=where,
             emit=emit,
@@ -80,11 +87,21 @@ async def run_once(prompt: str, options: RunOptions, *, listeners: Sequence[Emit
         return result
 
 
+async def _given_or_default(model: ModelSpec | None) -> tuple[ModelSpec, str | None]:
+    """The root model, and where none was given the reason for the one that is taken."""
+    if model is not None:
+        return model, None
+    taken = await default_model()
+    return taken.lm, taken.reason
+
+
 @dataclass(slots=True, kw_only=True)
 class _Run:
     prompt: str
     options: RunOptions
     models: Models
+    model_reason: str | None
+    prices: Prices
     answers: Answers
     environment: str
     emit: Emit
@@ -123,7 +140,7 @@ class _Run:
             run_id=self.run_id,
             options=limits,
             models=self.models,
-            caller=Caller(ledger, max_concurrency=limits["max_concurrency"]),
+            caller=Caller(ledger, max_concurrency=limits["max_concurrency"], prices=self.prices, call_timeout=limits["call_timeout"]),
             emit=self.emit,
             deadline=None if timeout is None else self.began_at + timeout,
             slots=ReplSlots(limits["max_repls"]),
@@ -156,6 +173,7 @@ class _Run:
                 prompt=self.prompt,
                 context=context,
                 model=self.models.root.name,
+                model_reason=self.model_reason,
                 sub_model=self.models.pick(None, 1).name,
                 environment=self.environment,
                 limits={name: value for name, value in self.options.items() if name in LIMITS and value is not None},

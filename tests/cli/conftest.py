@@ -6,7 +6,7 @@ import pytest
 
 from arlm.cli import app
 from arlm.testing import ProviderProcess, start_provider
-from commandline import Done, clean_environment
+from commandline import NO_SERVERS, Done, clean_environment
 
 ANSWER = "```repl\nanswer['content'] = 'forty-two'\nanswer['ready'] = True\n```"
 
@@ -23,6 +23,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """The command line inside this process: the same words, without the start of a Python."""
     for name in set(os.environ) - set(clean_environment()):
         monkeypatch.delenv(name)
+    for name, value in NO_SERVERS.items():
+        monkeypatch.setenv(name, value)
 
     def run(*words: str) -> Done:
         code = app.invoke(list(words))

@@ -1,16 +1,17 @@
 import asyncio
 import json
 import os
+import re
 from typing import Any
 
 import pytest
 
 from arlm.cli import doctor, machine, probes
-from arlm.clients.rows import ROWS
 from arlm.errors import SandboxError
 from arlm.guest import cgroups
 from arlm.guest.cgroups import Root
 from arlm.guest.confine import grade
+from arlm.testing import Script, ScriptedProvider
 from commandline import arlm
 
 
@@ -27,10 +28,35 @@ async def test_doctor_names_the_variables_that_are_set_and_shows_no_value():
     done = await arlm("doctor", "--json", OPENAI_API_KEY="sk-very-secret-value", AZURE_OPENAI_API_KEY="another-secret-value")
     assert "secret" not in done.out
     findings = {finding["name"]: finding for finding in json.loads(done.out)["findings"] if finding["area"] == "Models"}
-    assert findings["openai"]["facts"] == {"usable": True, "variables_set": ["OPENAI_API_KEY"]}
+    facts = findings["openai"]["facts"]
+    assert facts["usable"] is True
+    assert [name for name, is_set in facts["variables"].items() if is_set] == ["OPENAI_API_KEY"]
     assert findings["azure"]["status"] == "missing"
-    assert "still needed: AZURE_OPENAI_ENDPOINT" in findings["azure"]["text"]
-    assert findings["openrouter"]["facts"] == {"usable": False, "variables_set": []}
+    assert findings["azure"]["text"] == "set: AZURE_OPENAI_API_KEY; needs its base URL: set AZURE_OPENAI_ENDPOINT"
+    assert (findings["openrouter"]["facts"]["usable"], set(findings["openrouter"]["facts"]["variables"].values())) == (False, {False})
+
+
+async def test_doctor_says_that_azures_version_is_missing():
+    done = await arlm("doctor", AZURE_OPENAI_API_KEY="key", AZURE_OPENAI_ENDPOINT="https://me.openai.azure.com")
+    assert re.search(r"^ +-- +azure .*needs an API version: set OPENAI_API_VERSION", done.out, re.MULTILINE)
+
+
+async def test_doctor_and_models_tell_the_same_of_every_provider():
+    doctor_said, models_said = await asyncio.gather(arlm("doctor", "--json"), arlm("models", "--json"))
+    findings = {finding["name"]: finding["facts"] for finding in json.loads(doctor_said.out)["findings"] if finding["area"] == "Models"}
+    listed = {it.pop("name"): it for it in json.loads(models_said.out)["providers"]}
+    assert list(findings) == list(listed)
+    assert all(facts.items() <= listed[name].items() for name, facts in findings.items())
+
+
+def test_an_sdk_that_is_not_installed_is_no_fault(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "installed_version", lambda part: None if part == "portkey-ai" else "1.0")
+    found = {finding.name: finding for finding in doctor.parts()}
+    assert (found["anthropic"].status, found["openai"].status) == ("ok", "ok")
+    assert found["portkey-ai"].status == "missing"
+    assert "pip install 'arlm[portkey]'" in found["portkey-ai"].text
+    monkeypatch.setattr(doctor, "installed_version", lambda _part: None)
+    assert next(iter(doctor.parts())).status == "failed"
 
 
 async def test_doctor_with_json_names_plug_ins_parts_and_the_kernels_facts():
@@ -65,37 +91,12 @@ async def test_a_process_probe_that_fails_says_why(monkeypatch):
         assert "no fork here" in probe.text
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "said"),
-    [
-        (200, b'{"data": [{"id": "llama"}, {"id": "qwen"}]}', "answers at {at}; models: llama, qwen"),
-        (200, b'{"data": null}', "answers at {at}; models: none loaded"),
-        (404, b'{"error": "no"}', "something else answers at {at}"),
-        (200, b"<html>", "something else answers at {at}"),
-    ],
-)
-async def test_a_model_server_is_asked_for_its_models(monkeypatch, status, body, said):
-    async def reply(reader, writer):
-        head = await reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"GET /v1/models ")
-        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(reply, "127.0.0.1")
-    at = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    monkeypatch.setenv("VLLM_BASE_URL", f"http://{at}/v1")
-    async with server:
-        probe = await probes.probe_server(ROWS["vllm"])
-    assert probe.text.startswith(said.format(at=at))
-    assert probe.worked == said.startswith("answers")
-
-
-async def test_a_model_server_that_is_not_there_is_missing(monkeypatch, unused_tcp_port):
-    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{unused_tcp_port}")
-    probe = await probes.probe_server(ROWS["ollama"])
-    assert not probe.worked
-    assert f"nothing answers at 127.0.0.1:{unused_tcp_port}" in probe.text
+async def test_a_model_server_that_answers_is_told_with_its_models():
+    async with ScriptedProvider(Script(models=("llama", "qwen"))) as provider:
+        done = await arlm("doctor", VLLM_BASE_URL=provider.url, OLLAMA_HOST="127.0.0.1:9")
+    at = provider.root.removeprefix("http://")
+    assert re.search(rf"^ +ok +vllm +answers at {at}; models: llama, qwen$", done.out, re.MULTILINE)
+    assert re.search(r"^ +-- +ollama .*nothing answers at 127.0.0.1:9; start it, or set OLLAMA_HOST$", done.out, re.MULTILINE)
 
 
 ALL = {"files": True, "tcp": True, "signals": True, "sockets": True, "privileges": True}

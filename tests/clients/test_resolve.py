@@ -13,6 +13,7 @@ from arlm.clients.openai import OpenAILM
 from arlm.errors import ConfigError
 from arlm.testing import ScriptedLM
 from arlm.types import Completion, Message
+from commandline import NO_SERVERS
 
 
 async def shout(messages: list[Message]) -> str:
@@ -159,25 +160,29 @@ def test_a_base_url_with_credentials_is_refused_without_showing_them() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_default_model_is_of_the_first_provider_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_default_model_is_of_the_first_provider_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENROUTER_API_KEY", "key")
-    assert default_model().name == "openrouter/openai/gpt-5-mini"
+    assert (await default_model()).lm.name == "openrouter/openai/gpt-5-mini"
     monkeypatch.setenv("OPENAI_API_KEY", "key")
-    assert default_model().name == "openai/gpt-5-mini"
+    assert (await default_model()).lm.name == "openai/gpt-5-mini"
 
 
-def test_without_any_key_the_default_names_the_variables_and_the_demo() -> None:
-    with pytest.raises(ConfigError, match=r"OPENAI_API_KEY, OPENROUTER_API_KEY, AI_GATEWAY_API_KEY.*arlm demo"):
-        default_model()
+async def test_without_any_key_the_default_names_the_variables_and_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in NO_SERVERS.items():
+        monkeypatch.setenv(name, value)
+    variables = "OPENAI_API_KEY, ANTHROPIC_API_KEY, GOOGLE_API_KEY, OPENROUTER_API_KEY, AI_GATEWAY_API_KEY"
+    with pytest.raises(ConfigError, match=f"set one of {variables}.*arlm demo"):
+        await default_model()
 
 
 def test_resolving_a_model_imports_no_sdk() -> None:
     program = (
-        "import os, sys; os.environ['OPENAI_API_KEY'] = 'key'\n"
+        "import asyncio, os, sys; os.environ['OPENROUTER_API_KEY'] = os.environ['ANTHROPIC_API_KEY'] = 'key'\n"
         "from arlm.clients import resolve_model, default_model\n"
         "import arlm.clients.openai, arlm.clients.prices, arlm.testing\n"
-        "resolve_model('openai/x'); default_model()\n"
-        "print([name for name in ('openai', 'aiohttp', 'httpx2', 'httpx', 'pydantic', 'genai_prices') if name in sys.modules])"
+        "resolve_model('openrouter/x'); asyncio.run(default_model())\n"
+        "heavy = ('openai', 'anthropic', 'google.genai', 'portkey_ai', 'aiohttp', 'httpx2', 'httpx', 'pydantic', 'genai_prices')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ import typer
 from .. import __version__
 from ..errors import ConfigError
 from . import exits
-from .flags import SPELLINGS, parameters, read_flags
+from .flags import SPELLINGS, parameters, providers_like, read_flags
 
 EXIT_CODES = "\n\n".join(["Exit codes:", *(f"{code.value}: {meaning}" for code, meaning in exits.MEANINGS.items())])
 JSON_KEYS = ", ".join(("answer", "stop_reason", "usage", "cost_usd", "duration_s", "iterations", "run_id", "children"))
@@ -119,6 +119,18 @@ def demo(
         return show_demo(seed, tickets, display)
     except (Exception, exits.Interrupted) as error:
         return exits.fail(error, usage=display.counts.usage, used=display.counts.used())
+
+
+@app.command(epilog=EXIT_CODES)
+def models(
+    provider: Annotated[str | None, typer.Argument(metavar="[PROVIDER]", help="List its models.", autocompletion=providers_like)] = None,
+    check: Annotated[bool, typer.Option("--check", help="Ask every provider that has a key for its models. Costs nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> int:
+    """List the providers, what each needs and has here, and the model that is taken without --model; or PROVIDER's models and prices."""
+    from .models import show_models, show_providers
+
+    return show_providers(check=check, as_json=as_json) if provider is None else show_models(provider.strip().lower(), as_json=as_json)
 
 
 @app.command()

@@ -60,6 +60,8 @@ class Display:
             return
         match event:
             case RunStarted():
+                if event.model_reason:
+                    yield f"model: {event.model} ({event.model_reason}; name another with --model)", "head"
                 sub = f", sub-calls by {event.sub_model}" if event.sub_model != event.model else ""
                 yield f"{event.model}{sub}; context: {event.context}; environment: {event.environment}", "head"
             case TurnStarted() if self.verbose:

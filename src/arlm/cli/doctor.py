@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from .. import __version__
+from ..clients.packages import install_command, installed_version
 from ..clients.rows import ROWS
+from ..clients.servers import ask_servers
 from ..plugins import CLIENTS, ENVIRONMENTS, load
 from ..types import JSON
 from .exits import Code
 from .machine import System, grade_of, parts_of
 from .output import write, write_json
-from .probes import Probe, probe_memory_limit, probe_process, probe_server
+from .probes import Probe, probe_memory_limit, probe_process
+from .providers import Provider, providers
 from .signals import signals
 
 Status = Literal["ok", "missing", "failed", "info"]
 MARKS: dict[Status, str] = {"ok": "ok", "missing": "--", "failed": "!!", "info": "  "}
 PARTS = ("openai", "aiohttp", "anyio", "pydantic", "rich", "typer", "genai-prices", "tenacity")
-LOCAL = ("ollama", "vllm")
+SDKS = {row.package: row for row in ROWS.values() if row.extra}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,8 @@ class Finding:
 def examine(*, as_json: bool) -> int:
     """Look at everything and print what was found. Returns 0, or the sandbox's exit code when no code can run here."""
     code = [*signals.run(_sandbox), *confinement(System())]
-    models = [*_models(), *signals.run(_servers)]
-    findings = [*_this_program(), *code, *models, *_plugins(), *_parts(), *_terminal()]
+    models = _models(providers(signals.run(ask_servers)))
+    findings = [*_this_program(), *code, *models, *_plugins(), *parts(), *_terminal()]
     can_run = any(finding.name == "process" and finding.status == "ok" for finding in findings)
     if as_json:
         write_json({"ok": can_run, "version": __version__, "findings": [asdict(finding) for finding in findings]})
@@ -110,27 +111,10 @@ def confinement(system: System) -> Iterator[Finding]:
     yield Finding(area=area, name="confinement", status=status, text=f"{grade}: {text}", facts=facts)
 
 
-def _models() -> Iterator[Finding]:
-    for row in ROWS.values():
-        variables = [name for name in (row.key_variable, row.base_url_variable) if name]
-        given = [name for name in variables if os.environ.get(name, "").strip()]
-        usable = (not row.key_required or row.key_variable in given) and (row.base_url is not None or row.base_url_variable in given)
-        if row.name in LOCAL and not given:
-            continue
-        text = f"set: {', '.join(given)}" if given else f"set {row.key_variable} to use it"
-        if given and not usable:
-            text += f"; still needed: {', '.join(name for name in variables if name not in given)}"
-        status: Status = "ok" if usable else "missing"
-        yield Finding(area="Models", name=row.name, status=status, text=text, facts={"usable": usable, "variables_set": list(given)})
-    yield Finding(area="Models", name="demo", status="ok", text="built in, needs no key; a rule-based stand-in", facts={"usable": True})
-
-
-async def _servers() -> list[Finding]:
-    outcomes = await asyncio.gather(*(probe_server(ROWS[name]) for name in LOCAL))
-    return [
-        Finding(area="Model servers", name=name, status="ok" if outcome.worked else "missing", text=outcome.text, facts=outcome.facts)
-        for name, outcome in zip(LOCAL, outcomes, strict=True)
-    ]
+def _models(found: Sequence[Provider]) -> Iterator[Finding]:
+    for it in found:
+        status: Status = "failed" if it.broken else "missing" if it.problem else "ok"
+        yield Finding(area="Models", name=it.name, status=status, text=it.state(), facts=it.facts())
 
 
 def _plugins() -> Iterator[Finding]:
@@ -151,12 +135,16 @@ def _why_not_loaded(group: str, name: str) -> str | None:
     return None
 
 
-def _parts() -> Iterator[Finding]:
+def parts() -> Iterator[Finding]:
+    """The packages that arlm needs, and those that some providers need."""
     for part in PARTS:
-        try:
-            yield Finding(area="Parts", name=part, status="ok", text=version(part), facts={"version": version(part)})
-        except PackageNotFoundError:
-            yield Finding(area="Parts", name=part, status="failed", text="not installed: install arlm again")
+        there = installed_version(part)
+        text = there or "not installed: install arlm again"
+        yield Finding(area="Parts", name=part, status="ok" if there else "failed", text=text, facts={"version": there})
+    for part, row in SDKS.items():
+        there = installed_version(part)
+        text = there or f"not installed; {row.name} needs it: {install_command(row)}"
+        yield Finding(area="Parts", name=part, status="ok" if there else "missing", text=text, facts={"version": there})
 
 
 def _terminal() -> Iterator[Finding]:

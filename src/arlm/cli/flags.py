@@ -118,8 +118,13 @@ def _text_of(path: Path) -> str:
         raise ConfigError(f"--system-prompt-file {path} cannot be read: {error.strerror or error}") from error
 
 
+def providers_like(typed: str) -> list[str]:
+    """The providers whose names begin so."""
+    return [name for name in sorted(load(CLIENTS)) if name.startswith(typed)]
+
+
 def _models_like(typed: str) -> list[str]:
-    return [f"{name}/" for name in sorted(load(CLIENTS)) if name.startswith(typed)]
+    return [f"{name}/" for name in providers_like(typed)]
 
 
 def _environments_like(typed: str) -> list[str]:
@@ -140,6 +145,15 @@ FLAGS = (
     ),
     Flag(option="sampling", kind=list[str], panel=MODELS, metavar=PAIR, read=_pairs("--sampling"), example="May be repeated."),
     Flag(option="sub_sampling", kind=list[str], panel=MODELS, metavar=PAIR, read=_pairs("--sub-sampling"), example="May be repeated."),
+    Flag(
+        option="prices",
+        kind=list[str],
+        panel=MODELS,
+        names=("--price",),
+        metavar="MODEL=JSON",
+        read=_pairs("--price"),
+        example="May be repeated.",
+    ),
     Flag(option="environment", kind=str, panel=PLACE, names=("--environment", "-e"), metavar="NAME", complete=_environments_like),
     Flag(
         option="environment_options",
@@ -158,6 +172,7 @@ FLAGS = (
     Flag(option="max_total_tokens", kind=int, panel=LIMITS),
     Flag(option="max_cost_usd", kind=float, panel=LIMITS),
     Flag(option="timeout", kind=float, panel=LIMITS, metavar="SECONDS"),
+    Flag(option="call_timeout", kind=float, panel=LIMITS, metavar="SECONDS"),
     Flag(option="max_concurrency", kind=int, panel=LIMITS),
     Flag(option="max_depth", kind=int, panel=LIMITS),
     Flag(option="max_repls", kind=int, panel=LIMITS),

@@ -1,24 +1,17 @@
-"""What ``arlm doctor`` tries: a worker, a memory limit, servers on this machine."""
+"""What ``arlm doctor`` tries: a worker, and a memory limit."""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
 import os
 import time
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
-from ..clients.endpoint import endpoint_of
-from ..clients.rows import Row
-from ..errors import ConfigError
 from ..home import find_environment, open_home
 from ..options import RunOptions, resolve
 from ..types import JSON, CellResult
 
 LIMIT_BYTES = 512 * 1024 * 1024
-SERVER_S = 1.0  # for a server of this machine to answer
 PROBE_S = 60.0
 
 
@@ -71,36 +64,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-async def probe_server(row: Row) -> Probe:
-    """Whether a model server answers where this provider's calls would go."""
-    try:
-        url = endpoint_of(row).base_url
-    except ConfigError as error:
-        return Probe(worked=False, text=str(error))
-    parts = urlsplit(url)
-    where = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
-    if parts.scheme != "http":
-        return Probe(worked=False, text=f"{where}: not tried (https)", facts={"at": where})
-    try:
-        models = await asyncio.to_thread(_models_at, parts.hostname or "", parts.port or 80, f"{parts.path}/models")
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        why = "something else answers" if isinstance(error, (ValueError, http.client.HTTPException)) else "nothing answers"
-        return Probe(worked=False, text=f"{why} at {where}; start it, or set {row.base_url_variable}", facts={"at": where})
-    shown = ", ".join(models[:5]) + (", …" if len(models) > 5 else "")
-    return Probe(worked=True, text=f"answers at {where}; models: {shown or 'none loaded'}", facts={"at": where, "models": [*models]})
-
-
-def _models_at(host: str, port: int, path: str) -> list[str]:
-    """The model names of ``GET /v1/models``. Raises ValueError when the reply is none of an OpenAI-compatible server."""
-    connection = http.client.HTTPConnection(host, port, timeout=SERVER_S)
-    try:
-        connection.request("GET", path, headers={"Accept": "application/json"})
-        reply = connection.getresponse()
-        body = json.loads(reply.read())
-    finally:
-        connection.close()
-    if reply.status != 200 or not isinstance(body, dict):
-        raise ValueError(f"status {reply.status}")
-    return [str(model["id"]) for model in body.get("data") or [] if isinstance(model, dict) and "id" in model]

@@ -77,6 +77,11 @@ class BaseLM(ABC):
         """Calls of models with equal keys share one rate limit. By default the name; an account or an address belongs to it too."""
         return self.name
 
+    def check_sampling(self, sampling: Mapping[str, JSON]) -> None:
+        """Raise ConfigError for an option that this model does not have. Called before a run begins; sends nothing."""
+        if sampling and "sampling" not in type(self).acompletion.__arlm_accepts__:  # type: ignore[attr-defined]
+            raise ConfigError(_not_taken(self, "sampling"))
+
     def completion(self, prompt: Prompt, *, model: str | None = None, sampling: Mapping[str, JSON] | None = None) -> Completion:
         """:meth:`acompletion` for synchronous code. Works inside a running loop too; Ctrl-C cancels the call."""
 
@@ -121,7 +126,7 @@ def _recorded(method: Callable[..., Awaitable[Completion | str]]) -> Callable[..
         keywords = {"model": model, "sampling": sampling}
         for name in keywords.keys() - accepted:
             if keywords.pop(name):
-                raise ConfigError(f"{type(self).__name__}.acompletion() does not take {name}=; add it to the method's signature")
+                raise ConfigError(_not_taken(self, name))
         if type(self).acompletion is not acompletion:
             return _as_completion(self, model, await _awaited(self, method(self, prompt, **keywords)))
         with self._tally.call(model_name(self, model)) as call:
@@ -130,7 +135,12 @@ def _recorded(method: Callable[..., Awaitable[Completion | str]]) -> Callable[..
             return completion
 
     acompletion.__arlm_recorded__ = True  # type: ignore[attr-defined]
+    acompletion.__arlm_accepts__ = accepted  # type: ignore[attr-defined]
     return acompletion
+
+
+def _not_taken(lm: BaseLM, name: str) -> str:
+    return f"{type(lm).__name__}.acompletion() does not take {name}=; add it to the method's signature"
 
 
 def _accepted_keywords(method: Callable[..., object]) -> frozenset[str]:

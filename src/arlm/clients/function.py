@@ -31,14 +31,18 @@ class FunctionLM(BaseLM):
         super().__init__(_name(function))
         self._function = function
 
+    def check_sampling(self, sampling: Mapping[str, JSON]) -> None:
+        """A function takes none. Raises ConfigError."""
+        if sampling:
+            raise ConfigError(f"{self.name} is a plain function and takes no sampling options; subclass BaseLM for a model that does")
+
     async def acompletion(
         self, prompt: Prompt, *, model: str | None = None, sampling: Mapping[str, JSON] | None = None
     ) -> Completion | str:
         """Await the function. It takes neither another model's name nor sampling options."""
         if model is not None:
             raise ConfigError(f"{self.name} is one function and has no model {model!r}; give each model its own function in models=")
-        if sampling:
-            raise ConfigError(f"{self.name} is a plain function and takes no sampling options; subclass BaseLM for a model that does")
+        self.check_sampling(sampling or {})
         return await self._function(as_messages(prompt))
 
 

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..shortages import told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from ..types import TokenUsage
 
@@ -39,6 +39,61 @@ class _Rates:
     def cost(self, tokens: tuple[int, int, int, int]) -> float:
         given, output, read, write = tokens
         return self.fresh * max(0, given - read - write) + self.output * output + self.read * read + self.write * write
+
+
+MILLION = 1_000_000
+OWN_PRICE = ("input", "output", "cached", "cache_write")
+
+
+class Prices:
+    """The prices of a run: those given, over those of the list.
+
+    Args:
+        own: model name (``"provider/name"``) to US dollars per million tokens: ``input`` and ``output``, and, where they differ from
+            ``input``, ``cached`` (read from the cache) and ``cache_write``.
+
+    Raises:
+        ConfigError: a price has no input or output, another field, or is no number.
+    """
+
+    def __init__(self, own: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        self._own = {model: _own_rates(model, given) for model, given in (own or {}).items()}
+
+    async def prepare(self, models: Iterable[str]) -> None:
+        """As the function of this name; what is given needs no list."""
+        await prepare(model for model in models if model not in self._own)
+
+    def price(self, model: str, usage: TokenUsage) -> float | None:
+        """As the function of this name. A price that was given wins over the provider's own figure too."""
+        rates = self._own.get(model)
+        if rates is None:
+            return price(model, usage)
+        tokens = _tokens(usage)
+        return None if tokens is None else rates.cost(tokens)
+
+    def is_own(self, model: str) -> bool:
+        """Whether the price was given."""
+        return model in self._own
+
+    def is_priced(self, model: str) -> bool:
+        """Whether there is a price."""
+        return model in self._own or is_priced(model)
+
+
+def _own_rates(model: str, given: Mapping[str, float]) -> _Rates:
+    fields = given.keys() if hasattr(given, "keys") else ()
+    if not {"input", "output"} <= set(fields) <= set(OWN_PRICE):
+        raise ConfigError(f"the price of {model!r} is a dict with 'input' and 'output', and if wanted 'cached' and 'cache_write'")
+    for name, dollars in given.items():
+        if isinstance(dollars, bool) or not isinstance(dollars, (int, float)) or not 0 <= dollars < float("inf"):
+            raise ConfigError(f"the price {name!r} of {model!r} must be US dollars per million tokens, 0 or more, not {dollars!r}")
+    fresh = given["input"] / MILLION
+    return _Rates(
+        fresh=fresh,
+        output=given["output"] / MILLION,
+        read=given.get("cached", given["input"]) / MILLION,
+        write=given.get("cache_write", given["input"]) / MILLION,
+    )
 
 
 _STEPPED = object()  # known, but only the list itself can work it out
@@ -70,13 +125,17 @@ def price(model: str, usage: TokenUsage) -> float | None:
     """
     if usage.cost_usd is not None:
         return usage.cost_usd
+    tokens = _tokens(usage)
+    entry = _entry(model)
+    if tokens is None or entry is None:
+        return None
+    return entry.cost(tokens) if isinstance(entry, _Rates) else _listed_cost(model, tokens)
+
+
+def _tokens(usage: TokenUsage) -> tuple[int, int, int, int] | None:
     if usage.input_tokens is None or usage.output_tokens is None:
         return None
-    entry = _entry(model)
-    if entry is None:
-        return None
-    tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens or 0, usage.cache_write_tokens or 0)
-    return entry.cost(tokens) if isinstance(entry, _Rates) else _listed_cost(model, tokens)
+    return usage.input_tokens, usage.output_tokens, usage.cached_tokens or 0, usage.cache_write_tokens or 0
 
 
 def is_priced(model: str) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -63,15 +63,15 @@ async def ask_server(row: Row) -> Server:
         return Server(row=row, at="", answers=False, problem=str(error))
     parts = urlsplit(endpoint.base_url)
     at = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
-    aiohttp: Any = None
     try:
-        aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
+        aiohttp: Any = await asyncio.to_thread(importlib.import_module, "aiohttp")
+    except (OSError, ImportError) as error:  # such as no file descriptor that is left
+        return Server(row=row, at=at, answers=False, problem=f"{at} could not be asked: {error}")
+    try:
         async with asyncio.timeout(SERVER_S), aiohttp.ClientSession(trust_env=False) as session:
             status, body = await _reply(session, endpoint)
-    except (OSError, ImportError):  # TimeoutError too
+    except OSError:  # a TimeoutError is one, and so is aiohttp's own error of a connection
         return _absent(row, at, "nothing answers at")
-    except aiohttp.ClientConnectionError as error:
-        return _absent(row, at, "nothing answers at" if isinstance(error, aiohttp.ClientConnectorError) else "something else answers at")
     except (aiohttp.ClientError, ValueError):
         return _absent(row, at, "something else answers at")
     return _read(row, at, status, body)
@@ -97,20 +97,23 @@ def _headers(endpoint: Endpoint) -> dict[str, str]:
 
 def _read(row: Row, at: str, status: int, body: bytes) -> Server:
     if status in REFUSALS:
-        named = variable(row.base_url_variable)
-        advice = f"check {row.key_variable}" if named else f"set {row.base_url_variable}, so that the key in {row.key_variable} is sent there"
-        return Server(row=row, at=at, answers=True, problem=f"{at} wants another key: {advice}")
+        return Server(row=row, at=at, answers=True, problem=_keyless(row, at))
     try:
-        listed = json.loads(body)["data"] if status == 200 else None
-        models = tuple(str(model["id"]) for model in listed or ())
-    except (ValueError, LookupError, TypeError):
-        status = 0
-    if status != 200:
+        models = tuple(str(model["id"]) for model in json.loads(body)["data"] or ()) if status == 200 else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        models = None
+    if models is None:
         return _absent(row, at, "something else answers at")
     server = Server(row=row, at=at, answers=True, models=models)
-    if server.chat_model is None:
-        return Server(row=row, at=at, answers=True, models=models, problem=f"{at} has no model that can chat")
-    return server
+    return server if server.chat_model else replace(server, problem=f"{at} has no model that can chat")
+
+
+def _keyless(row: Row, at: str) -> str:
+    if row.key_variable is None:
+        return f"{at} wants a key, and {row.name!r} has none"
+    if variable(row.base_url_variable) and variable(row.key_variable):
+        return f"{at} does not accept the key in {row.key_variable}"
+    return f"{at} wants a key: set {row.key_variable} and {row.base_url_variable}, so that it is known whose key it is"
 
 
 def _absent(row: Row, at: str, what: str) -> Server:
