@@ -13,6 +13,7 @@ ARLM = str(Path(sysconfig.get_path("scripts")) / "arlm")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 NO_SERVERS = {"OLLAMA_HOST": "127.0.0.1:9", "VLLM_BASE_URL": "http://127.0.0.1:9/v1"}  # the discard port: nothing listens there
 FURTHER = ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS", "GOOGLE_GENAI_API_VERSION")
+ANSWER = "```repl\nanswer['content'] = 'forty-two'\nanswer['ready'] = True\n```"
 # The installed command, but for two things that tests need: waits between retries of a millisecond, and a Ctrl-C that is not ignored
 # because whoever started the tests ignored it.
 QUICK = """

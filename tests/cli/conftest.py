@@ -6,9 +6,7 @@ import pytest
 
 from arlm.cli import app
 from arlm.testing import ProviderProcess, start_provider
-from commandline import NO_SERVERS, Done, clean_environment
-
-ANSWER = "```repl\nanswer['content'] = 'forty-two'\nanswer['ready'] = True\n```"
+from commandline import ANSWER, NO_SERVERS, Done, clean_environment
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from commandline import arlm
-from conftest import ANSWER
+from commandline import ANSWER, arlm
 
 QUESTION = ("run", "How long is it?")
 

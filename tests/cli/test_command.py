@@ -17,8 +17,7 @@ from arlm.cli.flags import FLAGS, NO_FLAG, read_flags
 from arlm.cli.inputs import read_context
 from arlm.errors import ConfigError
 from arlm.options import declared, documentation
-from commandline import ARLM, arlm, clean_environment, start
-from conftest import ANSWER
+from commandline import ANSWER, ARLM, arlm, clean_environment, start
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 HEAVY = ("openai", "aiohttp", "genai_prices", "pydantic_core.nothing")

@@ -13,8 +13,7 @@ import pytest
 from arlm.cli import listing
 from arlm.clients.rows import ROWS
 from arlm.testing import Script, ScriptedProvider
-from commandline import NO_SERVERS, arlm, clean_environment, start
-from conftest import ANSWER
+from commandline import ANSWER, NO_SERVERS, arlm, clean_environment, start
 
 KEY = "sk-scripted-and-never-shown-0123456789"
 CLOSED = "http://127.0.0.1:9"

@@ -159,10 +159,6 @@ SUBJECTS = [
     Subject(name="one-method", open=OneMethod, wire="none", without=NO_OPTIONS),
     Subject(name="scripted", open=scripted, wire="none", models=("model", "other"), without={**NO_OPTIONS, **ONE_MODEL}, unmet=KEPT),
 ]
-KNOWN = {
-    "the_key_is_in_no_variable_that_an_error_of_a_connection_came_by": "clients/link.py: the cause of a timeout keeps aiohttp's frames, "
-    "in whose variables the request's headers are"
-}
 PACKAGES: Mapping[str, str] = {"anthropic": "anthropic", "gemini": "google.genai", "portkey": "portkey_ai"}
 
 
@@ -179,7 +175,7 @@ def parameters() -> Iterator[ParameterSet]:
         missing = f"{package} is not installed: pip install 'arlm[{subject.name}]'" if is_missing else None
         for case in lm_conformance.CASES:
             reason = missing or lm_conformance.unmet(subject, case)
-            marks = [pytest.mark.skip(reason)] if reason else [pytest.mark.xfail(reason=KNOWN[case.name])] if case.name in KNOWN else []
+            marks = [pytest.mark.skip(reason)] if reason else []
             yield pytest.param(subject, case, id=f"{subject}-{case}", marks=marks)
 
 

@@ -6,12 +6,11 @@ import asyncio
 import importlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from ..clients import anthropic, gemini, openai
 from ..clients.endpoint import Endpoint
 from ..clients.failures import Teller
-from ..clients.openai import _client as openai_client
-from ..clients.openai import _not_for as not_for
 from ..clients.packages import MODULES
 from ..clients.remote import RemoteLM
 from ..clients.resolve import resolve_model
@@ -75,7 +74,7 @@ async def ask(provider: str) -> Listing:
     lm = resolve_model(f"{provider}/any")
     if not isinstance(lm, RemoteLM):
         raise ConfigError(f"arlm does not know how to ask {provider!r} for its models")
-    endpoint = lm._endpoint
+    endpoint = lm.endpoint
     by_dialect = _LISTERS.get(endpoint.row.dialect, _of_openai)
     try:
         for module in {"openai", MODULES[endpoint.row.package]}:
@@ -109,7 +108,7 @@ async def _listed(lister: Lister, endpoint: Endpoint) -> list[str]:
 
 async def _of_openai(endpoint: Endpoint, http: httpx2.AsyncClient) -> list[str]:
     """By the OpenAI SDK, which goes for all that speak its protocol."""
-    dropped, added = set(not_for(endpoint)), {}
+    dropped, added = set(openai.not_for(endpoint)), {}
     if endpoint.row.dialect == "portkey":
         dropped.add("authorization")
         added = {"x-portkey-api-key": endpoint.api_key or "", **{_portkey_header(name): value for name, value in endpoint.settings}}
@@ -120,7 +119,7 @@ async def _of_openai(endpoint: Endpoint, http: httpx2.AsyncClient) -> list[str]:
         request.headers.update(added)
 
     http.event_hooks = {"request": [amend]}
-    client = openai_client(endpoint, http)
+    client = openai.sdk_client(endpoint, http)
     return [model.id async for model in client.models.list()]
 
 
@@ -129,25 +128,12 @@ def _portkey_header(setting: str) -> str:
 
 
 async def _of_anthropic(endpoint: Endpoint, http: httpx2.AsyncClient) -> list[str]:
-    import anthropic
-
-    secret: dict[str, Any] = {"auth_token" if endpoint.key_variable == "ANTHROPIC_AUTH_TOKEN" else "api_key": endpoint.api_key}
-    client = anthropic.AsyncAnthropic(base_url=endpoint.base_url, max_retries=0, http_client=http, **secret)
+    client = anthropic.sdk_client(endpoint, http)
     return [model.id async for model in client.models.list(limit=PAGE)]
 
 
 async def _of_gemini(endpoint: Endpoint, http: httpx2.AsyncClient) -> list[str]:
-    from google import genai
-    from google.genai import types
-
-    settings = dict(endpoint.settings)
-    client = genai.Client(
-        vertexai="vertexai" in settings,
-        api_key=endpoint.api_key,
-        project=settings.get("project"),
-        location=settings.get("location"),
-        http_options=types.HttpOptions(base_url=None if settings else endpoint.base_url, httpx_async_client=http),
-    )
+    client = gemini.sdk_client(endpoint, http)
     try:
         models = await client.aio.models.list(config={"page_size": PAGE})
         return [(model.name or "").rpartition("/")[2] async for model in models if ANSWERS in (model.supported_actions or (ANSWERS,))]

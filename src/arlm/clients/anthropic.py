@@ -12,6 +12,8 @@ from .remote import RemoteLM
 from .rows import ROWS
 
 if TYPE_CHECKING:
+    import httpx2
+
     from .wire import Wire
 
 TIMEOUT_S = 600.0  # for one call, as in the SDK: what a call may write without streaming is reckoned to take that long
@@ -19,7 +21,6 @@ TIMEOUT_S = 600.0  # for one call, as in the SDK: what a call may write without 
 
 async def _write(endpoint: Endpoint, route: str) -> Written:
     """The request that the SDK would send, taken from it at its transport."""
-    import anthropic
     import httpx2
 
     seen: list[httpx2.Request] = []
@@ -28,12 +29,18 @@ async def _write(endpoint: Endpoint, route: str) -> Written:
         seen.append(request)
         return httpx2.Response(200, json={})
 
-    is_token = endpoint.key_variable == "ANTHROPIC_AUTH_TOKEN"
-    secret: dict[str, Any] = {"auth_token" if is_token else "api_key": endpoint.api_key}
-    http = httpx2.AsyncClient(transport=httpx2.MockTransport(take), trust_env=False)
-    async with anthropic.AsyncAnthropic(base_url=endpoint.base_url, max_retries=0, http_client=http, **secret) as client:
+    async with sdk_client(endpoint, httpx2.AsyncClient(transport=httpx2.MockTransport(take), trust_env=False)) as client:
         await client.messages.with_raw_response.create(model="any", max_tokens=1, messages=[{"role": "user", "content": "."}])
     return str(seen[0].url), seen[0].headers.multi_items()
+
+
+def sdk_client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:
+    """The SDK's async client for an endpoint, over ``http``; without retries."""
+    import anthropic
+
+    is_token = endpoint.key_variable == "ANTHROPIC_AUTH_TOKEN"
+    secret: dict[str, Any] = {"auth_token" if is_token else "api_key": endpoint.api_key}
+    return anthropic.AsyncAnthropic(base_url=endpoint.base_url, max_retries=0, http_client=http, **secret)
 
 
 SDK = Sdk(name="anthropic", modules=("anthropic",), extra="anthropic", write=_write, trial="/v1/messages")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..loopbound import on_loop_close, per_loop
 from .endpoint import Endpoint, endpoint_of, variable
 from .gemini_wire import GenerateWire
 from .link import Sdk, Written
@@ -12,40 +14,71 @@ from .remote import TIMEOUT_S, RemoteLM
 from .rows import ROWS
 
 if TYPE_CHECKING:
+    import httpx2
+
     from .wire import Wire
 
 VERTEX_URL = "https://aiplatform.googleapis.com"  # in messages; the SDK knows where each location really is
 YES = ("1", "true")
 
 
+class _Scribe:
+    """Has one SDK client write requests, and takes them from it at its transport. One client, because it remembers its token."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        import httpx2
+
+        self._seen: list[httpx2.Request] = []
+        self._http = httpx2.AsyncClient(transport=httpx2.MockTransport(self._take), trust_env=False)
+        self._client = sdk_client(endpoint, self._http)
+
+    async def write(self, model: str) -> Written:
+        self._seen.clear()
+        await self._client.aio.models.generate_content(model=model, contents=".")
+        return str(self._seen[0].url), self._seen[0].headers.multi_items()
+
+    async def aclose(self) -> None:
+        self._client.close()
+        await self._http.aclose()
+
+    def _take(self, request: httpx2.Request) -> httpx2.Response:
+        import httpx2
+
+        self._seen.append(request)
+        return httpx2.Response(200, json={})
+
+
 async def _write(endpoint: Endpoint, route: str) -> Written:
-    """The request that the SDK would send for the model ``route``, taken from it at its transport."""
-    import httpx2
+    """The request that the SDK would send for the model ``route``."""
+    scribes: dict[Endpoint, _Scribe] = per_loop(_Scribe, dict)
+    if endpoint not in scribes:
+        scribe = scribes[endpoint] = await asyncio.to_thread(_Scribe, endpoint)  # it loads certificates for connections of its own
+        on_loop_close(scribe.aclose)
+    return await scribes[endpoint].write(route)
+
+
+def _forget(endpoint: Endpoint) -> None:
+    """The SDK keeps a token until it expires; only a new client asks for another one."""
+    per_loop(_Scribe, dict).pop(endpoint, None)
+
+
+def sdk_client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:
+    """The SDK's client for an endpoint, whose async side works over ``http``."""
     from google import genai
     from google.genai import types
 
-    seen: list[httpx2.Request] = []
-
-    def take(request: httpx2.Request) -> httpx2.Response:
-        seen.append(request)
-        return httpx2.Response(200, json={})
-
     settings = dict(endpoint.settings)
     url = None if endpoint.base_url == VERTEX_URL else endpoint.base_url
-    async with httpx2.AsyncClient(transport=httpx2.MockTransport(take), trust_env=False) as http:
-        client = genai.Client(
-            vertexai="vertexai" in settings,
-            api_key=endpoint.api_key,
-            project=settings.get("project"),
-            location=settings.get("location"),
-            http_options=types.HttpOptions(base_url=url, httpx_async_client=http),
-        )
-        await client.aio.models.generate_content(model=route, contents=".")
-        client.close()
-    return str(seen[0].url), seen[0].headers.multi_items()
+    return genai.Client(
+        vertexai="vertexai" in settings,
+        api_key=endpoint.api_key,
+        project=settings.get("project"),
+        location=settings.get("location"),
+        http_options=types.HttpOptions(base_url=url, httpx_async_client=http),
+    )
 
 
-SDK = Sdk(name="gemini", modules=("google.genai",), extra="gemini", write=_write, trial="any")
+SDK = Sdk(name="gemini", modules=("google.genai",), extra="gemini", write=_write, trial="any", forget=_forget)
 
 
 class GeminiLM(RemoteLM):

@@ -23,7 +23,7 @@ from ..errors import AuthError, BadRequest, ConfigError, ProviderError
 from ..loopbound import on_loop_close, per_loop
 from ..shortages import no_descriptors, told
 from . import crowd
-from .endpoint import Endpoint
+from .endpoint import Endpoint, is_loopback
 from .failures import Teller
 from .wire import Reply, Request
 
@@ -58,6 +58,7 @@ class Sdk:
         extra: the extra of arlm that installs it.
         write: has the SDK make the request for an endpoint and a route, and returns its URL and headers.
         trial: a route for the first time, in a thread, when nothing is sent.
+        forget: has the SDK forget what authenticated calls to an endpoint, because it was turned away.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Sdk:
     extra: str | None
     write: Callable[[Endpoint, str], Coroutine[Any, Any, Written]]
     trial: str
+    forget: Callable[[Endpoint], None] = lambda _endpoint: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,8 @@ class Link:
             raise
 
     async def _envelope(self, route: str, *, since: float | None = None) -> _Envelope:
-        """The envelope for a route, not older than ``since``; written anew where it may have expired."""
+        """The envelope for a route, not older than ``since``, when one was refused; written anew where it may have expired."""
+        was_refused = since is not None
         if since is None:
             since = time.monotonic() - RENEW_S if self._endpoint.renews else 0.0
         envelope = self._envelopes.get(route)
@@ -196,6 +199,8 @@ class Link:
             async with self._writing:  # a thousand first calls want one envelope
                 envelope = self._envelopes.get(route)
                 if envelope is None or envelope.written < since:
+                    if was_refused:
+                        self._sdk.forget(self._endpoint)
                     envelope = self._envelopes[route] = await self._write(route)
         return envelope
 
@@ -243,10 +248,11 @@ class Link:
         return tell(f"the connection to {url} was cut", error)
 
     def _bare(self, error: BaseException) -> BaseException:
-        """What went wrong, without what others' errors have in their repr: headers, a proxy's password, a token."""
+        """What went wrong, without what others' errors carry along: headers and a proxy's password, in their text or in their frames."""
+        error = getattr(error, "os_error", None) or error
         if isinstance(error, OSError) and type(error).__module__ == "builtins":
-            return error
-        return getattr(error, "os_error", None) or ConnectionError(self.teller.without_secrets(f"{type(error).__name__}: {error}"))
+            return type(error)(*error.args)
+        return ConnectionError(self.teller.without_secrets(f"{type(error).__name__}: {error}"))
 
 
 async def _prepare(sdk: Sdk, endpoint: Endpoint) -> None:
@@ -275,6 +281,8 @@ _prepared: set[str] = set()
 def _proxy_for(endpoint: Endpoint) -> str | None:
     """The proxy that the environment names for this endpoint, looked up once."""
     parts = urlsplit(endpoint.base_url)
+    if is_loopback(parts.hostname or ""):
+        return None  # what a proxy would call by that name is the proxy's own machine
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None or urllib.request.proxy_bypass(parts.hostname or ""):

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from .wire import Wire
 
-__all__ = ["TIMEOUT_S", "OpenAILM", "provider"]
+__all__ = ["TIMEOUT_S", "OpenAILM", "not_for", "provider", "sdk_client"]
 
 _NO_KEY = "none"  # the SDK insists on a key; the header it writes from this one is not sent
-_ACCOUNT = frozenset({"openai-organization", "openai-project"})  # an OpenAI account's ids are nobody else's business
+ACCOUNT = frozenset({"openai-organization", "openai-project"})  # an OpenAI account's ids are nobody else's business
 
 
 async def _write(endpoint: Endpoint, route: str) -> Written:
@@ -34,13 +34,14 @@ async def _write(endpoint: Endpoint, route: str) -> Written:
         seen.append(request)
         return httpx2.Response(200, json={})
 
-    async with _client(endpoint, httpx2.AsyncClient(transport=httpx2.MockTransport(take), trust_env=False)) as client:
+    async with sdk_client(endpoint, httpx2.AsyncClient(transport=httpx2.MockTransport(take), trust_env=False)) as client:
         await client.post(route, content=b"{}", cast_to=httpx2.Response, options={"headers": {"Content-Type": "application/json"}})
-    dropped = _not_for(endpoint)
+    dropped = not_for(endpoint)
     return str(seen[0].url), [(name, value) for name, value in seen[0].headers.multi_items() if name.lower() not in dropped]
 
 
-def _client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:
+def sdk_client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:
+    """The SDK's async client for an endpoint, over ``http``; without retries."""
     import openai
 
     if endpoint.row.dialect == "azure":
@@ -59,12 +60,12 @@ def _client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:
     return openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=key, max_retries=0, http_client=http, default_headers=authorization)
 
 
-def _not_for(endpoint: Endpoint) -> frozenset[str]:
+def not_for(endpoint: Endpoint) -> frozenset[str]:
     """Headers that the SDK takes from the environment for OpenAI's own API and that must not go to this endpoint."""
     if endpoint.row.name in ("openai", "azure"):
         return frozenset()
     custom = {line.partition(":")[0].strip().lower() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()}
-    return _ACCOUNT | (custom - {"authorization", "content-type"}) | (frozenset() if endpoint.api_key else {"authorization"})
+    return ACCOUNT | (custom - {"authorization", "content-type"}) | (frozenset() if endpoint.api_key else {"authorization"})
 
 
 SDK = Sdk(name="openai", modules=("openai",), extra=None, write=_write, trial="/chat/completions")

@@ -9,6 +9,7 @@ from ..errors import ConfigError
 from .chat_wire import ChatWire
 from .endpoint import Endpoint, endpoint_of, variable
 from .link import Sdk, Written
+from .openai import ACCOUNT
 from .remote import TIMEOUT_S, RemoteLM
 from .rows import ROWS
 from .wire import encoded
@@ -16,7 +17,9 @@ from .wire import encoded
 if TYPE_CHECKING:
     from .wire import Wire
 
-_PLACEHOLDER = "authorization"  # the SDK writes one with the name of a variable for a key; Portkey reads its own header
+# The SDK writes an authorization with the name of a variable for a key, though Portkey reads a header of its own; and, from the
+# environment, the ids of an OpenAI account.
+_DROPPED = ACCOUNT | {"authorization"}
 
 
 async def _write(endpoint: Endpoint, route: str) -> Written:
@@ -34,7 +37,7 @@ async def _write(endpoint: Endpoint, route: str) -> Written:
     async with httpx.AsyncClient(transport=httpx.MockTransport(take), trust_env=False) as http:
         client = portkey_ai.AsyncPortkey(api_key=endpoint.api_key, base_url=endpoint.base_url, http_client=http, **settings)
         await client.chat.completions.create(model="any", messages=[{"role": "user", "content": "."}])
-    return str(seen[0].url), [(name, value) for name, value in seen[0].headers.multi_items() if name.lower() != _PLACEHOLDER]
+    return str(seen[0].url), [(name, value) for name, value in seen[0].headers.multi_items() if name.lower() not in _DROPPED]
 
 
 SDK = Sdk(name="portkey", modules=("portkey_ai", "httpx"), extra="portkey", write=_write, trial="/chat/completions")

@@ -44,6 +44,11 @@ class RemoteLM(BaseLM):
         self._endpoint = endpoint
 
     @property
+    def endpoint(self) -> Endpoint:
+        """Where calls go, and as whom. Its key is not shown, but it is in it."""
+        return self._endpoint
+
+    @property
     def base_url(self) -> str:
         """Where calls go."""
         return self._endpoint.base_url
