@@ -50,7 +50,7 @@ class _Scribe:
 
 async def _write(endpoint: Endpoint, route: str) -> Written:
     """The request that the SDK would send for the model ``route``."""
-    scribes: dict[Endpoint, _Scribe] = per_loop(_Scribe, dict)
+    scribes = _scribes()
     if endpoint not in scribes:
         scribe = scribes[endpoint] = await asyncio.to_thread(_Scribe, endpoint)  # it loads certificates for connections of its own
         on_loop_close(scribe.aclose)
@@ -59,7 +59,11 @@ async def _write(endpoint: Endpoint, route: str) -> Written:
 
 def _forget(endpoint: Endpoint) -> None:
     """The SDK keeps a token until it expires; only a new client asks for another one."""
-    per_loop(_Scribe, dict).pop(endpoint, None)
+    _scribes().pop(endpoint, None)
+
+
+def _scribes() -> dict[Endpoint, _Scribe]:
+    return per_loop(_Scribe, dict)
 
 
 def sdk_client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:
