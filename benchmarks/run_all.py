@@ -17,7 +17,7 @@ from measure import machine, table
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 README = HERE / "README.md"
-BENCHMARKS = ("imports", "start", "fanout", "sequential", "contexts", "bombs")  # faults.py passes or fails; it has no table
+BENCHMARKS = ("imports", "start", "fanout", "sequential", "contexts", "bombs", "providers")  # faults.py passes or fails; it has no table
 BEGIN, END = "<!-- results: written by run_all.py -->", "<!-- end of results -->"
 
 
