@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import threading
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from arlm.clients import link
 from arlm.clients.openai import OpenAILM
-from arlm.errors import AuthError, BadRequest, ConfigError
+from arlm.errors import AuthError, BadRequest, ConfigError, ConnectionFailed
 from arlm.testing.lm_canned import CannedServer, said
 
 if TYPE_CHECKING:
@@ -213,6 +215,46 @@ async def test_a_provider_of_tokens_that_fails_is_an_auth_error_without_what_it_
     with pytest.raises(AuthError, match="no credential was found"):
         await azure(azure_ad_token_provider=broken).acompletion("x")
     assert (await provider.stats())["calls"] == 0
+
+
+async def test_a_network_that_gives_no_token_is_a_connection_that_failed(
+    provider: ScriptedProvider, azure: Callable[..., OpenAILM]
+) -> None:
+    def offline() -> str:
+        raise ConnectionRefusedError("login.example")
+
+    with pytest.raises(ConnectionFailed, match="could not make a call"):
+        await azure(azure_ad_token_provider=offline).acompletion("x")
+    assert (await provider.stats())["calls"] == 0
+
+
+async def test_a_token_that_never_comes_ends_the_call_in_bounded_time(
+    azure: Callable[..., OpenAILM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never() -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    monkeypatch.setattr(link, "TOKEN_S", 0.05)
+    with pytest.raises(ConnectionFailed, match=r"no token for a call came within 0.05 s"):
+        await azure(azure_ad_token_provider=never).acompletion("x")
+
+
+async def test_a_provider_of_tokens_that_blocks_does_not_hold_up_the_loop(
+    provider: ScriptedProvider, azure: Callable[..., OpenAILM]
+) -> None:
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def blocking() -> str:
+        asked.set()
+        assert goes_on.wait(20)
+        return TOKEN
+
+    call = asyncio.create_task(azure(azure_ad_token_provider=blocking).acompletion("x"))
+    assert await asyncio.to_thread(asked.wait, 20)
+    goes_on.set()  # by the loop, which is free while the provider waits for it
+    await call
+    assert await sent_by(provider) == {"authorization": f"Bearer {TOKEN}"}
 
 
 async def test_a_key_that_is_turned_away_is_not_tried_again(provider: ScriptedProvider) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..errors import AuthError, BadRequest, ConfigError, ProviderError
+from ..errors import AuthError, BadRequest, ConfigError, ConnectionFailed, ProviderError
 from ..loopbound import on_loop_close, per_loop
 from ..shortages import no_descriptors, told
 from . import crowd
@@ -37,6 +37,7 @@ CONNECT_S = 30.0  # for one TCP and TLS handshake
 LARGE_BYTES = 2**20  # a body above it goes out in pieces, so that other connections get their turn in between
 KEEPALIVE_S = 60.0  # an idle connection is kept that long: longer than a root's turn usually takes, shorter than load balancers allow
 RENEW_S = 30.0  # an envelope with a token in it is written anew that often; SDKs renew a token minutes before it expires
+TOKEN_S = 30.0  # for an SDK to get a token; the same as for a connection
 UNAUTHORIZED = 401
 STREAM = "text/event-stream"
 _CARRIERS_OWN = frozenset({"host", "content-length", "connection", "accept-encoding"})
@@ -123,6 +124,8 @@ class Link:
         Raises:
             ConnectionFailed: no whole reply came. BadRequest: and none will, such as for an untrusted certificate.
             AuthError: the SDK has nothing to authenticate the call with.
+
+        A token that takes longer than 30 s to come is a ConnectionFailed too.
         """
         began = time.monotonic()
         envelope = await self._envelope(request.route)
@@ -210,11 +213,18 @@ class Link:
 
         at = time.monotonic()
         try:
-            url, headers = await self._sdk.write(self._endpoint, route)
+            async with asyncio.timeout(TOKEN_S):
+                url, headers = await self._sdk.write(self._endpoint, route)
         except ConfigError:
             raise
+        except TimeoutError as error:
+            failure, cause = (
+                self.teller.connection_error(f"no token for a call came within {TOKEN_S:g} s", TimeoutError()),
+                self._bare(error),
+            )
         except Exception as error:  # an SDK's own, or a token provider's
-            failure = self.teller.connection_error(f"the SDK could not make a call ({type(error).__name__})", error, kind=AuthError)
+            kind = ConnectionFailed if isinstance(error, OSError) else AuthError
+            failure = self.teller.connection_error(f"the SDK could not make a call ({type(error).__name__})", error, kind=kind)
             cause = self._bare(error)
         else:
             for name, value in headers:

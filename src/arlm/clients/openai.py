@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadRequest, ConfigError, ProviderError
 from .chat_wire import ChatWire
 from .endpoint import Endpoint, TokenProvider, endpoint_of, variable
+from .function import is_async_callable
 from .link import Sdk, Written
 from .remote import TIMEOUT_S, RemoteLM, row_of
 from .responses_wire import ONLY_HERE, REDIRECTION, ResponsesWire
@@ -50,7 +53,7 @@ def sdk_client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:
             azure_endpoint=endpoint.base_url,
             api_key=None if is_token else endpoint.api_key,
             azure_ad_token=endpoint.api_key if is_token else None,
-            azure_ad_token_provider=endpoint.token_provider,
+            azure_ad_token_provider=_off_the_loop(endpoint.token_provider),
             api_version=dict(endpoint.settings)["api_version"],
             max_retries=0,
             http_client=http,
@@ -58,6 +61,18 @@ def sdk_client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:
     key = endpoint.api_key or _NO_KEY
     authorization = {} if endpoint.row.name == "openai" else {"Authorization": f"Bearer {key}"}  # over one in OPENAI_CUSTOM_HEADERS
     return openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=key, max_retries=0, http_client=http, default_headers=authorization)
+
+
+def _off_the_loop(provider: TokenProvider | None) -> Callable[[], Awaitable[str]] | None:
+    """The SDK calls it on the loop, and one that is not async may ask the network."""
+    if provider is None:
+        return None
+
+    async def token() -> str:
+        given = await asyncio.to_thread(provider) if not is_async_callable(provider) else provider()
+        return given if isinstance(given, str) else await given
+
+    return token
 
 
 def not_for(endpoint: Endpoint) -> frozenset[str]:

@@ -11,6 +11,7 @@ from ..plugins import did_you_mean
 from ..shielding import in_own_task
 from .base import BaseLM, Prompt, as_messages, model_name
 from .link import Link, Sdk, link_to
+from .packages import install_command, is_installed
 from .rows import ROWS, Row
 from .wire import Reply, Request, Told, Wire
 
@@ -39,6 +40,9 @@ class RemoteLM(BaseLM):
 
     def __init__(self, model: str, endpoint: Endpoint, *, timeout: float = TIMEOUT_S) -> None:
         super().__init__(model)
+        if not is_installed(endpoint.row):
+            what = install_command(endpoint.row)
+            raise ConfigError(f"{endpoint.row.name!r} needs the package {endpoint.row.package}, which is not installed: {what}")
         self.provider = endpoint.row.name
         self.timeout = timeout
         self._endpoint = endpoint
