@@ -10,6 +10,7 @@ from .endpoint import Endpoint, endpoint_of
 from .link import Sdk, Written
 from .remote import RemoteLM
 from .rows import ROWS
+from .taking import Taker
 
 if TYPE_CHECKING:
     import httpx2
@@ -21,17 +22,10 @@ TIMEOUT_S = 600.0  # for one call, as in the SDK: what a call may write without 
 
 async def _write(endpoint: Endpoint, route: str) -> Written:
     """The request that the SDK would send, taken from it at its transport."""
-    import httpx2
-
-    seen: list[httpx2.Request] = []
-
-    def take(request: httpx2.Request) -> httpx2.Response:
-        seen.append(request)
-        return httpx2.Response(200, json={})
-
-    async with sdk_client(endpoint, httpx2.AsyncClient(transport=httpx2.MockTransport(take), trust_env=False)) as client:
+    taker = Taker()
+    async with sdk_client(endpoint, taker.http) as client:
         await client.messages.with_raw_response.create(model="any", max_tokens=1, messages=[{"role": "user", "content": "."}])
-    return str(seen[0].url), seen[0].headers.multi_items()
+    return taker.written()
 
 
 def sdk_client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:

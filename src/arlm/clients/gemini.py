@@ -12,6 +12,7 @@ from .gemini_wire import GenerateWire
 from .link import Sdk, Written
 from .remote import TIMEOUT_S, RemoteLM
 from .rows import ROWS
+from .taking import Taker
 
 if TYPE_CHECKING:
     import httpx2
@@ -26,26 +27,16 @@ class _Scribe:
     """Has one SDK client write requests, and takes them from it at its transport. One client, because it remembers its token."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        import httpx2
-
-        self._seen: list[httpx2.Request] = []
-        self._http = httpx2.AsyncClient(transport=httpx2.MockTransport(self._take), trust_env=False)
-        self._client = sdk_client(endpoint, self._http)
+        self._taker = Taker()
+        self._client = sdk_client(endpoint, self._taker.http)
 
     async def write(self, model: str) -> Written:
-        self._seen.clear()
         await self._client.aio.models.generate_content(model=model, contents=".")
-        return str(self._seen[0].url), self._seen[0].headers.multi_items()
+        return self._taker.written()
 
     async def aclose(self) -> None:
         self._client.close()
-        await self._http.aclose()
-
-    def _take(self, request: httpx2.Request) -> httpx2.Response:
-        import httpx2
-
-        self._seen.append(request)
-        return httpx2.Response(200, json={})
+        await self._taker.http.aclose()
 
 
 async def _write(endpoint: Endpoint, route: str) -> Written:

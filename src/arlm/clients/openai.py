@@ -15,6 +15,7 @@ from .function import is_async_callable
 from .link import Sdk, Written
 from .remote import TIMEOUT_S, RemoteLM, row_of
 from .responses_wire import ONLY_HERE, REDIRECTION, ResponsesWire
+from .taking import Taker
 
 if TYPE_CHECKING:
     import httpx2
@@ -31,16 +32,12 @@ async def _write(endpoint: Endpoint, route: str) -> Written:
     """The request that the SDK would send, taken from it at its transport."""
     import httpx2
 
-    seen: list[httpx2.Request] = []
-
-    def take(request: httpx2.Request) -> httpx2.Response:
-        seen.append(request)
-        return httpx2.Response(200, json={})
-
-    async with sdk_client(endpoint, httpx2.AsyncClient(transport=httpx2.MockTransport(take), trust_env=False)) as client:
+    taker = Taker()
+    async with sdk_client(endpoint, taker.http) as client:
         await client.post(route, content=b"{}", cast_to=httpx2.Response, options={"headers": {"Content-Type": "application/json"}})
+    url, headers = taker.written()
     dropped = not_for(endpoint)
-    return str(seen[0].url), [(name, value) for name, value in seen[0].headers.multi_items() if name.lower() not in dropped]
+    return url, [(name, value) for name, value in headers if name.lower() not in dropped]
 
 
 def sdk_client(endpoint: Endpoint, http: httpx2.AsyncClient) -> Any:
