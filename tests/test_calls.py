@@ -70,6 +70,15 @@ async def test_a_sub_call_that_takes_too_long_is_data_and_its_connection_is_clos
         await provider.until(lambda stats: stats["aborted"] == stats["calls"])
 
 
+async def test_a_call_timeout_above_the_clients_own_limit_counts_instead_of_it() -> None:
+    async with ScriptedProvider() as provider:
+        await provider.configure({"turns": [DONE], "latency": 0.3})
+        lm = OpenAILM("small", base_url=provider.url, api_key="none", timeout=0.05)
+        result = await arlm.run("q", model=lm, call_timeout=60)
+        assert result.answer == "done"
+        assert (await provider.stats())["calls"] == 1
+
+
 async def test_a_price_that_is_given_is_the_price() -> None:
     class Metered(arlm.BaseLM):
         provider = "lab"

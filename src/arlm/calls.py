@@ -9,7 +9,7 @@ from typing import cast
 
 import anyio
 
-from .clients.base import BaseLM
+from .clients.base import BaseLM, time_limit
 from .clients.estimate import Estimator
 from .clients.limiter import Ticket, limiter_of
 from .clients.prices import Prices
@@ -209,8 +209,12 @@ class Caller:
     async def _in_time(self, lm: BaseLM, messages: list[Message], sampling: Sampling) -> Completion | str:
         if self._call_timeout is None:
             return await _asked(lm, messages, sampling)
-        with anyio.move_on_after(self._call_timeout):
-            return await _asked(lm, messages, sampling)
+        before = time_limit.set(self._call_timeout)
+        try:
+            with anyio.move_on_after(self._call_timeout):
+                return await _asked(lm, messages, sampling)
+        finally:
+            time_limit.reset(before)
         raise ConnectionFailed(f"{lm.name}: no reply within {self._call_timeout:g} s (call_timeout)", provider=lm.provider)
 
     def _priced(self, completion: Completion | str) -> Completion:

@@ -6,6 +6,7 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Self, cast
 
@@ -15,6 +16,9 @@ from ..types import JSON, Completion, Message, TokenUsage, UsageSummary
 from .tally import Tally
 
 Prompt = str | Sequence[Message]
+time_limit: ContextVar[float | None] = ContextVar(
+    "arlm_time_limit", default=None
+)  # seconds that a run gives this call; it is the run's to keep
 
 
 class BaseLM(ABC):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..errors import BadRequest, ConfigError, ProviderError
 from ..plugins import did_you_mean
 from ..shielding import in_own_task
-from .base import BaseLM, Prompt, as_messages, model_name
+from .base import BaseLM, Prompt, as_messages, model_name, time_limit
 from .link import Link, Sdk, link_to
 from .packages import install_command, is_installed
 from .rows import ROWS, Row
@@ -108,7 +108,9 @@ class RemoteLM(BaseLM):
         return False
 
     async def _sent(self, link: Link, wire: Wire, request: Request, name: str) -> Completion:
-        post = functools.partial(link.post, request, timeout=self.timeout, on_cut=wire.usage_of_piece)
+        given = time_limit.get()
+        timeout = self.timeout if given is None else max(self.timeout, given + GRACE_S)  # the run's own limit is to be the one that ends it
+        post = functools.partial(link.post, request, timeout=timeout, on_cut=wire.usage_of_piece)
         return read(link.teller, wire, await in_own_task(post, grace=GRACE_S), name)
 
 
