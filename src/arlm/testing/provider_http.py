@@ -169,6 +169,7 @@ class Connection(asyncio.Protocol):
             board.counts[f"fault:{fault}"] += 1
         if fault == "stall_body":
             self._send_half(call.body(script, next(board.numbers)))
+            board.changed()
             return  # in flight until the client leaves
         self._end_call()
         match fault:
