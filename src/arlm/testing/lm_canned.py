@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, cast
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
 
@@ -46,12 +47,17 @@ def said(value: Any, status: int = 200, **headers: str) -> Canned:
 class CannedServer:
     """Gives one reply after the other, the last one again and again; a reply that is shorter than it says is cut off there.
 
+    Args:
+        replies: in order.
+        tls: a server's context; without one the server speaks plain HTTP.
+
     Attributes:
-        root: ``http://127.0.0.1:PORT``.
+        root: ``http://127.0.0.1:PORT``, or https.
         asked: how many requests came.
     """
 
-    def __init__(self, replies: Sequence[Canned]) -> None:
+    def __init__(self, replies: Sequence[Canned], *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.root = ""
         self.asked = 0
         self._replies: Iterator[Canned] = iter(replies)
@@ -60,8 +66,9 @@ class CannedServer:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.get_running_loop().create_server(lambda: _Connection(self, self._connections), "127.0.0.1", 0)
-        self.root = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self, self._connections), "127.0.0.1", 0, ssl=self._tls)
+        self.root = f"{'https' if self._tls else 'http'}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
