@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STORM = {"429": 0.3, "500": 0.05, "503": 0.05, "reset": 0.05, "stall": 0.05}
 QUICK = RetryPolicy(first_wait=0.01, max_wait=0.05)
-TIMEOUT = 0.3  # seconds; ends the stalled calls
+TIMEOUT = 3.0  # seconds; ends the stalled calls, and no others, on a machine that has much else to do too
 
 
 def storm(**changes: Any) -> Script:
