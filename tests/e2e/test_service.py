@@ -1,6 +1,7 @@
 """examples/service.py under a real server, with real clients, many at once, of which some hang up."""
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
@@ -96,7 +97,11 @@ def asked(messages, word):
 
 def workers():
     """The workers alive: below this process there are supervisors, and they are below those."""
-    return [worker for supervisor in psutil.Process().children() for worker in supervisor.children(recursive=True)]
+    found = []
+    for supervisor in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed, and its workers with it
+            found += supervisor.children(recursive=True)
+    return found
 
 
 async def until_nothing_is_left_but(tasks, processes=0):
