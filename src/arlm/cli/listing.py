@@ -92,8 +92,15 @@ async def ask(provider: str) -> Listing:
 
 
 async def ask_all(names: list[str]) -> dict[str, Listing]:
-    """Ask several, all at the same time."""
-    return dict(zip(names, await asyncio.gather(*(ask(name) for name in names)), strict=True))
+    """Ask several, all at the same time. Raises ConfigError as :func:`ask` does; the others are then not waited for, but cancelled."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            asked = {name: tasks.create_task(ask(name)) for name in names}
+    except* ConfigError as group:
+        error = group.exceptions[0]
+    else:
+        return {name: task.result() for name, task in asked.items()}
+    raise error
 
 
 Lister = Callable[[Endpoint, "httpx2.AsyncClient"], Awaitable[list[str]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
@@ -62,9 +63,9 @@ class RemoteLM(BaseLM):
         """The name, and where and for whom calls are made: two keys have two limits."""
         return self.name, self._endpoint
 
+    @abstractmethod
     def wire(self, model: str) -> Wire:
         """How that model is spoken to."""
-        raise NotImplementedError
 
     def check_sampling(self, sampling: Mapping[str, JSON]) -> None:
         """Refuse what this model's provider does not have. Raises ConfigError; sends nothing."""
