@@ -200,7 +200,7 @@ async def test_a_worker_that_never_connects_is_a_sandbox_error(bench: Bench, mon
             writer.close()
 
         server = await asyncio.start_unix_server(silent, str(bench.scratch / "silent"))
-        monkeypatch.setattr(bench.handler, "address", {"unix": str(bench.scratch / "silent")})
+        monkeypatch.setattr(bench.place, "_address", {"unix": str(bench.scratch / "silent")})
         worker = await real(ticket, **options)
         worker.exited.add_done_callback(lambda _: server.close())
         return worker

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,13 @@ class Holders:
     Python counts references inside an object, so that using one gives the worker a copy of its page. A text or a list of long ones is held
     from the first worker on; where the values are small, a worker that is alone loads them by itself, since it would end up with both
     copies. A holder without workers stays until the next one is made or falls idle: a worker that is killed is most often replaced.
+
+    Args:
+        on_host: the path on the host of what workers see under a path.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_host: Callable[[str], str] = str) -> None:
+        self._on_host = on_host
         self._known: dict[tuple[Files, int | None], Holder] = {}
         self._alone: collections.Counter[Files] = collections.Counter()
 
@@ -44,11 +47,11 @@ class Holders:
         Cancelled, it leaves the holder to the next who asks, and to ``order_kill``.
         """
         wanted = tuple(dict.fromkeys(files))
-        if not wanted or sum(_size(path) for path, _ in wanted) < HOLD_BYTES:
+        if not wanted or sum(_size(self._on_host(path)) for path, _ in wanted) < HOLD_BYTES:
             return None
         key = (wanted, memory_limit)
         holder = self._known.get(key)
-        if holder is None and not self._alone[wanted] and not all(itertools.starmap(_is_coarse, wanted)):
+        if holder is None and not self._alone[wanted] and not all(_is_coarse(self._on_host(path), kind) for path, kind in wanted):
             return None
         if holder is None or not holder.lives:
             self._drop_idle(keep=0)

@@ -18,11 +18,12 @@ from ..errors import ConfigError, SandboxError
 from ..guest import cgroups
 from ..guest.confine import MAX_PROCESSES, grade
 from ..lifetimes import finish
-from ..server.handler import LMHandler, Ticket
+from ..server.handler import LMHandler
 from ..shortages import told
-from .base import Environment, Place, Worker
-from .forkserver import STOP_SECONDS, Control, LocalWorker, clean_environment, command, current
+from .base import Environment, Place
+from .forkserver import STOP_SECONDS, Control, clean_environment, command, current
 from .holders import Holders
+from .supervised import SupervisedPlace
 
 READ_ALSO: list[str] = []  # what every worker may read besides; for measuring tools of the tests
 WRITE_ALSO: list[str] = []  # and write
@@ -89,7 +90,7 @@ class ProcessREPL(Environment):
             await finish(place.close, what="process workers")
 
 
-class _ProcessPlace(Place):
+class _ProcessPlace(SupervisedPlace):
     def __init__(
         self,
         control: Control,
@@ -100,76 +101,26 @@ class _ProcessPlace(Place):
         *,
         relay: bool,
     ) -> None:
-        self._control = control
-        self._handler = handler
+        super().__init__(
+            control,
+            handler,
+            folder=str(scratch),
+            address=None if relay else handler.address,
+            confine=None if confine is None else _with_contexts(confine, scratch),
+            processes=processes,
+            holders=Holders(),
+        )
         self._scratch = scratch
-        self._confine = confine
-        self._processes = processes
-        self._relay = relay
-        self._workers: list[LocalWorker] = []
-        self._holders = Holders()
-        self._count = 0
         self._tell_scratch()
 
-    async def start_worker(self, ticket: Ticket, *, memory_limit: int | None, contexts: Sequence[tuple[str, str]] = ()) -> Worker:
-        """See Place. Large contexts are loaded once, in a process that workers are forked from."""
-        self._count += 1
-        folder = str(self._scratch / f"w{self._count}")
-        args = {
-            "token": ticket.token,
-            "dir": folder,
-            "confine": self._doors(folder),
-            "address": {"relay": True} if self._relay else self._handler.address,
-            "memory_limit": memory_limit,
-            "processes": self._processes,
-        }
-        await self._renew()
-        holder = await self._holders.find(self._control, contexts, memory_limit)
-        if holder is not None:
-            try:
-                worker = await self._spawn({**args, "holder": holder.worker.name})
-            except SandboxError:
-                self._holders.release(holder)  # it was killed meanwhile: the worker loads by itself
-            except BaseException:
-                self._holders.release(holder)
-                raise
-            else:
-                worker.exited.add_done_callback(lambda _: self._holders.release(holder))
-                return worker
-        try:
-            worker = await self._spawn(args)
-        except SandboxError:
-            if self._relay or not self._is_lost():
-                raise
-            await self._renew()  # the fork server had died and nobody knew yet; a new one takes over
-            worker = await self._spawn(args)
-        self._holders.loads_alone(worker, contexts)
-        return worker
-
     async def _renew(self) -> None:
-        if not self._relay and self._is_lost():
+        if self._address is not None and self._is_lost():
             self._control = await current()
             self._tell_scratch()
-
-    async def _spawn(self, args: dict[str, Any]) -> LocalWorker:
-        worker = self._control.worker(self._handler.connection() if self._relay else None)
-        self._workers = [*(known for known in self._workers if not known.exited.done()), worker]
-        await self._control.spawn(worker, args)
-        return worker
-
-    def _is_lost(self) -> bool:
-        return self._control.peer is None or self._control.peer.lost is not None
 
     def _tell_scratch(self) -> None:
         if self._control.peer is not None:
             self._control.peer.note({"note": "scratch", "folder": str(self._scratch)})
-
-    def _doors(self, folder: str) -> dict[str, Any] | None:
-        """What a worker may reach: its own folder, the contexts, and what the options opened."""
-        if self._confine is None:
-            return None
-        read = [*self._confine["read"], *READ_ALSO, str(self._scratch / FOLDER)]
-        return {**self._confine, "read": read, "write": [*self._confine["write"], *WRITE_ALSO, folder]}
 
     async def put(self, file: ContextFile) -> str:
         """See Place: workers read the host's own file; one of the user's gets a second name, or a copy, where confined workers may read."""
@@ -178,16 +129,16 @@ class _ProcessPlace(Place):
             return str(file.path)
         inside = folder / f"file_{len(list(folder.iterdir()))}"
         try:
-            await anyio.to_thread.run_sync(_link_or_copy, file.path, inside)
+            await anyio.to_thread.run_sync(link_or_copy, file.path, inside)
         except OSError as error:
             raise SandboxError(f"{file.path} could not be copied to {folder}, where workers may read it: {told(error)}") from error
         return str(inside)
 
-    async def close(self) -> None:
-        """Kill all workers; all orders go out before the first is waited for."""
-        orders = [order for worker in self._workers if (order := worker.order_kill()) is not None] + self._holders.order_kill()
-        if orders:
-            await asyncio.wait(orders)
+
+def _with_contexts(confine: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
+    """The doors of all workers: the contexts, and what the options opened."""
+    read = [*confine["read"], *READ_ALSO, str(scratch / FOLDER)]
+    return {**confine, "read": read, "write": [*confine["write"], *WRITE_ALSO]}
 
 
 @asynccontextmanager
@@ -255,7 +206,8 @@ def _existing(option: str, paths: Sequence[str | Path]) -> list[str]:
     return [os.path.realpath(path) for path in paths]
 
 
-def _link_or_copy(path: Path, inside: Path) -> None:
+def link_or_copy(path: Path, inside: Path) -> None:
+    """Give a file a second name, or copy it where that cannot be. Raises OSError, with nothing left of the attempt."""
     real = path.resolve()
     try:
         os.link(real, inside)
