@@ -56,6 +56,13 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentProgress(Event):
+    """What takes long before code can run: an image is being pulled, and how far that is. It may come before RunStarted."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MessagesAdded(Event):
     """Messages were appended to the root history; each message appears once, in order."""
 
@@ -204,6 +211,7 @@ class RunEnded(Event):
 
 AnyEvent = (
     RunStarted
+    | EnvironmentProgress
     | MessagesAdded
     | TurnStarted
     | TurnAnswered

@@ -62,11 +62,13 @@ class Site:
             self._values[id(tool)] = (tool, await self.write(tool.tool, may_be_empty=True))
         return self._values[id(tool)][1]
 
-    def remove(self, file: ContextFile) -> None:
-        """Remove a file that nobody reads any more, unless it is the user's own."""
-        self._paths.pop(file.path, None)
+    async def remove(self, file: ContextFile) -> None:
+        """Remove a file that nobody reads any more; of one that is the user's own, what the place has of it."""
+        inside = self._paths.pop(file.path, None)
+        if inside is not None:
+            await self.place.drop(inside)
         if file.path.is_relative_to(self.scratch):
-            file.path.unlink(missing_ok=True)
+            await asyncio.to_thread(file.path.unlink, missing_ok=True)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,7 +136,7 @@ class Home:
         """Kill the worker with everything below it, then remove the contexts that were written for it."""
         await self.repl.close()
         for file in self._own:
-            await asyncio.to_thread(self.site.remove, file)
+            await self.site.remove(file)
 
 
 @asynccontextmanager

@@ -17,8 +17,9 @@ from .calls import Caller, Models
 from .clients.prices import Prices
 from .clients.resolve import ModelSpec, default_model
 from .clients.tally import Tally
+from .environments.opening import opening_for
 from .errors import ConfigError, LimitError, RunTimeout, describe
-from .events import Emit, RunEnded, RunStarted
+from .events import Emit, EnvironmentProgress, RunEnded, RunStarted
 from .home import Home, SubSite, find_environment, open_home
 from .ledger import Ledger
 from .listeners import open_listeners
@@ -73,6 +74,7 @@ async def run_once(prompt: str, options: RunOptions, *, listeners: Sequence[Emit
             with anyio.move_on_after(options["timeout"]) as scope:
                 async with AsyncExitStack() as stack:
                     if environment is not None:
+                        stack.enter_context(opening_for(run_id, run.tell))
                         home = await stack.enter_async_context(open_home(environment, options))
                     assert home is not None
                     below = None if sub_environment is None else await stack.enter_async_context(SubSite(sub_environment, options))
@@ -148,6 +150,10 @@ class _Run:
             sub_site=sub_site,
             tool_threads=anyio.CapacityLimiter(THREADS),
         )
+
+    def tell(self, text: str) -> None:
+        """A place that takes long to open says how far it is."""
+        self.emit(EnvironmentProgress(run_id=self.run_id, text=text))
 
     def _show_output(self, text: str) -> None:
         if self.node is not None:

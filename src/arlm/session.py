@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Unpack
 
+from .environments.opening import opening_for
 from .errors import ConfigError
 from .events import Emit
 from .home import Home, find_environment, open_home
@@ -76,7 +78,10 @@ class Session:
 @asynccontextmanager
 async def open_session(options: RunOptions) -> AsyncIterator[Session]:
     """Open a session. Raises ConfigError, SandboxError. Leaving it kills its worker and removes its files."""
-    async with open_home(find_environment(options["environment"], options["environment_options"]), options) as home:
+    environment = find_environment(options["environment"], options["environment_options"])
+    async with AsyncExitStack() as stack:
+        with opening_for(f"session-{secrets.token_hex(6)}", lambda _: None):
+            home = await stack.enter_async_context(open_home(environment, options))
         session = Session(options, home)
         try:
             yield session

@@ -214,7 +214,7 @@ async def test_a_worker_that_never_connects_is_a_sandbox_error(bench: Bench, mon
 
 
 async def test_a_worker_that_ends_while_starting_says_why(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.handler, "address", {"unix": str(bench.scratch / "nobody-listens")})
+    monkeypatch.setattr(bench.place, "_address", {"unix": str(bench.scratch / "nobody-listens")})
     with pytest.raises(SandboxError, match="the worker ended while starting: it exited with status 1") as caught:
         await bench.repl.start()
     assert "FileNotFoundError" in str(caught.value)

@@ -13,6 +13,7 @@ from ..events import (
     CellStarted,
     ChildEnded,
     ChildStarted,
+    EnvironmentProgress,
     LimitReached,
     MessagesAdded,
     RunEnded,
@@ -103,6 +104,8 @@ class Counts:
             self._take_of_child(event)
             return
         match event:
+            case EnvironmentProgress():
+                self.activity = event.text
             case RunStarted():
                 self.activity = "loading the context"
             case TurnStarted():

@@ -11,7 +11,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..events import AnyEvent, CallRetried, CellEnded, CellStarted, LimitReached, MessagesAdded, RunStarted, TurnStarted
+from ..events import (
+    AnyEvent,
+    CallRetried,
+    CellEnded,
+    CellStarted,
+    EnvironmentProgress,
+    LimitReached,
+    MessagesAdded,
+    RunStarted,
+    TurnStarted,
+)
 from .counts import FENCE, ROOT, Counts
 from .output import say
 from .text import one_line, printable
@@ -64,6 +74,8 @@ class Display:
                     yield f"model: {event.model} ({event.model_reason}; name another with --model)", "head"
                 sub = f", sub-calls by {event.sub_model}" if event.sub_model != event.model else ""
                 yield f"{event.model}{sub}; context: {event.context}; environment: {event.environment}", "head"
+            case EnvironmentProgress():
+                yield event.text, "head"
             case TurnStarted() if self.verbose:
                 yield f"── turn {event.iteration} of {event.max_iterations}", "head"
             case MessagesAdded(messages=[{"role": "assistant", "content": text}]) if self.verbose:

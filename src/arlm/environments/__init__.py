@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .base import Environment, Place, Worker
+from .docker import DockerREPL
 from .local import LocalREPL
 from .process import ProcessREPL
 
-__all__ = ["Environment", "LocalREPL", "Place", "ProcessREPL", "Worker"]
+__all__ = ["DockerREPL", "Environment", "LocalREPL", "Place", "ProcessREPL", "Worker"]

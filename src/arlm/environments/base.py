@@ -82,7 +82,10 @@ class Place(ABC):
 
     @abstractmethod
     async def put(self, file: ContextFile) -> str:
-        """Make a context readable for workers; returns its path there. The file stays as it is for as long as the place is open."""
+        """Make a context readable for workers; returns its path there. The file stays as it is until it is dropped."""
+
+    async def drop(self, path: str) -> None:  # noqa: B027 - a place that reads the host's own files has nothing to take away
+        """A context that no worker reads any more, by its path there, may be taken away."""
 
 
 class Environment(ABC):
@@ -116,3 +119,21 @@ class Environment(ABC):
         Raises:
             SandboxError: the place cannot be opened; nothing is left of the attempt.
         """
+
+    async def sweep(self, *, everything: bool = False) -> list[str]:
+        """Remove what dead hosts left outside this machine's processes: containers, sandboxes. ``arlm clean`` calls it.
+
+        Args:
+            everything: also what belongs to living hosts, and what nobody can tell of: all that carries arlm's label.
+
+        Returns:
+            a line for each thing removed; none where an environment leaves nothing, as those do that do not override this.
+
+        Without ``everything`` only that goes whose host is dead for certain (``owner.is_dead``). May be called at any time, by several at
+        once: what another has removed meanwhile is no error. Cancelled, it stops; what was removed by then stays removed.
+
+        Raises:
+            SandboxError: what is there cannot be looked at or removed: no engine, no permission, no answer.
+            ConfigError: the same for want of a key or of a package.
+        """
+        return []

@@ -25,7 +25,7 @@ from ..errors import SandboxError
 from ..guest import cgroups, wire
 from ..loopbound import on_loop_close, per_loop
 from ..server.connection import Connection
-from ..server.peer import CallError, Peer, PeerLost
+from ..server.peer import CallError, Peer, PeerLost, Transport
 from ..shortages import told
 from .base import Exit, Worker
 from .relay import RelayRoad, RelayTransport
@@ -146,13 +146,17 @@ class Control:
         self._ready = asyncio.get_running_loop().create_future()
         return _ControlProtocol(self, on_end)
 
-    async def greet(self, transport: asyncio.WriteTransport) -> None:
-        """Say hello over a fresh transport and wait for the answer. Raises SandboxError."""
-        peer = Peer(cast("Any", transport), "the supervisor")
+    async def greet(self, transport: Transport, *, seal: bool = False) -> None:
+        """Say hello over a fresh transport and wait for the answer. Raises SandboxError.
+
+        Args:
+            seal: have the supervisor close itself to its workers, where they are its user's and nothing else may close it.
+        """
+        peer = Peer(transport, "the supervisor")
         peer.on_note = self._on_note
         peer.max_unsent = SUPERVISOR_UNSENT
         self.peer = self._road.peer = peer
-        for frame in wire.encode({"hello": wire.VERSION, "parent": os.getpid()}):
+        for frame in wire.encode({"hello": wire.VERSION, "parent": os.getpid(), "seal": seal}):
             transport.write(frame)
         assert self._ready is not None
         with anyio.move_on_after(START_SECONDS) as scope:
@@ -172,15 +176,15 @@ class Control:
         else:
             self.peer.receive(message, size)
 
-    def lost(self, reason: str) -> None:
-        """The supervisor is gone, and with it all workers."""
+    def lost(self, reason: str, why: str = "") -> None:
+        """The supervisor is gone, and with it all workers. ``why``: what is said of them, where more is known than that."""
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(SandboxError(f"the supervisor process ended while starting: {reason}"))
             self._ready.exception()  # read: nobody may be waiting any more
         if self.peer is not None:
             self.peer.lose(reason)
         for worker in list(self._workers.values()):
-            self._end(worker, Exit(status=None))
+            self._end(worker, Exit(status=None, reason=why))
 
     def worker(self, relay: Connection | None = None) -> LocalWorker:
         """A worker to be spawned; whoever asks kills it in the end, whether the spawning succeeded or was cancelled."""
@@ -342,7 +346,7 @@ class ForkServer(Control):
 
         try:
             self._transport, _ = await loop.create_connection(lambda: self.protocol(on_end), sock=self.sock.dup())
-            await self.greet(self._transport)
+            await self.greet(cast("Any", self._transport))
         except BaseException:
             await self.stop()
             raise

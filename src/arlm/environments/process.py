@@ -8,7 +8,7 @@ import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import anyio
 import anyio.to_thread
@@ -161,7 +161,7 @@ async def _piped_supervisor() -> AsyncIterator[Control]:
     assert process.stdin is not None
     reader = asyncio.ensure_future(_pump(process, control.protocol(lambda: None)))
     try:
-        await control.greet(process.stdin.transport)
+        await control.greet(cast("Any", process.stdin.transport))
         yield control
     finally:
         await finish(lambda: _end_piped(process, reader), what="the piped supervisor")

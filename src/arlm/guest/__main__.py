@@ -6,8 +6,12 @@ import importlib.util
 import os
 import sys
 
+OLDEST = (3, 9)
+
 
 def _start() -> None:
+    if sys.version_info < OLDEST:
+        sys.exit("arlm needs Python 3.9 or later where code runs, and this is %d.%d" % sys.version_info[:2])
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
     spec = importlib.util.spec_from_file_location("arlm_guest", os.path.join(here, "__init__.py"), submodule_search_locations=[here])

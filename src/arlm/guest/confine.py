@@ -90,7 +90,8 @@ def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require
     """Confine this process, which must have one thread, and everything it will start. There is no way back.
 
     Args:
-        read: files and folders that may be read and executed, besides the system's.
+        read: files and folders that may be read and executed, besides the system's; ``/`` stands for the root's own file system
+            without what is mounted there: the image, in a container.
         write: folders that may also be written.
         network: leave IP sockets and connections open; Unix sockets by path stay closed.
         require: fail when a part is missing.
@@ -118,6 +119,18 @@ def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require
     if _has_seccomp():
         _seccomp(network)
     return parts
+
+
+def seal() -> None:
+    """Close this process to others of its user: to ``ptrace``, its memory, its descriptors. For one that runs no cells."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def unseal() -> None:
+    """Undo ``seal``, in a process forked from a sealed one: it may look at itself again."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def _limit(processes: int) -> None:
@@ -156,7 +169,8 @@ def _landlock(version: int, read: Iterable[str], write: Iterable[str], network: 
         for path in ("/proc/self", "/proc/thread-self"):
             _allow(ruleset, path, reading, True)
         for path in read:
-            _allow(ruleset, path, reading)
+            for part in _image() if path == "/" else (path,):
+                _allow(ruleset, part, reading)
         for path in WRITABLE_DEVICES:
             _allow(ruleset, path, (READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV) & handled, False)
         for path in write:
@@ -178,6 +192,11 @@ def _allow(ruleset: int, path: str, rights: int, is_folder: Optional[bool] = Non
         _syscall("add_rule", ruleset, 1, ctypes.c_char_p(rule), 0)
     finally:
         os.close(descriptor)
+
+
+@functools.lru_cache(maxsize=None)
+def _image() -> List[str]:
+    return [path for path in (f"/{name}" for name in os.listdir("/")) if not os.path.ismount(path)]
 
 
 @functools.lru_cache(maxsize=None)

@@ -121,6 +121,8 @@ class Supervisor:
             self._send({"bye": f"the supervisor speaks version {wire.VERSION} of the wire, not {message['hello']}"})
             self._flush()
             raise HostGone
+        if message.get("seal"):
+            confine.seal()
         parent = message.get("parent")
         if parent is not None and parent == os.getppid() and not self._watching:
             self._watching = True  # one process may say hello again for each of its event loops

@@ -40,6 +40,7 @@ def begin(
 ) -> None:
     """``main`` in a fresh fork of a process that has descriptors of its own; does not return."""
     try:
+        confine.unseal()
         signal.set_wakeup_fd(-1)
         processes.let_go({*output} | ({sock.fileno()} if sock else set()))
         main(spec, sock, output, supervisor, held or {})

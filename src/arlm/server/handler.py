@@ -76,7 +76,7 @@ class LMHandler:
         self._stall_seconds = stall_seconds
         self._tickets: dict[bytes, Ticket] = {}
         self._connections: set[Connection] = set()
-        self._listener: Listener | None = None
+        self._listeners: list[Listener] = []
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -85,20 +85,32 @@ class LMHandler:
         if self._transport == "unix" and not fits:
             raise SandboxError(f"a Unix socket needs a folder with a path below {UNIX_PATH_BYTES} bytes, not {path}; use transport='tcp'")
         try:
-            self._listener = Listener(self.connection, path=path if fits and self._transport != "tcp" else None, on_short=self._give_up_all)
+            self.address = self._listen(path if fits and self._transport != "tcp" else None)
         except OSError as error:
             raise SandboxError(f"no socket could be opened for workers to connect to: {told(error)}") from error
-        self.address = self._listener.address
         return self
 
+    def listen(self, path: Path) -> None:
+        """Listen on one more Unix socket, for workers that cannot see the handler's own. Raises SandboxError."""
+        try:
+            self._listen(path)
+        except OSError as error:
+            raise SandboxError(f"no socket could be opened at {path} for workers to connect to: {told(error)}") from error
+
+    def _listen(self, path: Path | None) -> dict[str, Any]:
+        listener = Listener(self.connection, path=path, on_short=self._give_up_all)
+        self._listeners.append(listener)
+        return listener.address
+
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._listener is not None
         self._closed = True
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         self._give_up_all("the handler was closed")
         for connection in list(self._connections):
             connection.close()
-        await self._listener.settle()
+        for listener in self._listeners:
+            await listener.settle()
         with anyio.CancelScope(shield=True):
             await asyncio.sleep(0)  # connection_lost is called on the next turn of the loop
 

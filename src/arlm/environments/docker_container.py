@@ -1,0 +1,297 @@
+"""One container: what it is made of, the supervisor in it, why it ended, its removal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from .. import __version__
+from ..errors import SandboxError
+from ..guest.confine import MAX_PROCESSES
+from ..lifetimes import finish
+from .docker_box import CONTEXTS, GUEST, INSIDE, Box, guest_archive
+from .docker_engine import Engine, NoSuchImage, NotStarted
+from .forkserver import Control
+from .opening import opened_for
+from .owner import owner
+
+if TYPE_CHECKING:
+    from aiodocker.stream import Stream
+
+LABEL = "arlm.owner"  # its value says which process made the container: see owner.py
+WORK = "/work"  # the one folder that can be written to
+SHARED_MEMORY_BYTES = 64 * 1024 * 1024  # of /dev/shm, where the locks of multiprocessing live: what Docker gives by itself
+PYTHONS = ("python3", "python")
+NO_PROGRAM = ("executable file not found", "error finding executable", "no such file or directory")
+STDOUT = 1
+LAST_WORDS = 2_000  # characters of its standard error that are shown when it ends
+END_SECONDS = 2.0  # from the end of its streams until the engine knows why
+WRITE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What containers are made of; see DockerREPL."""
+
+    image: str
+    network: bool | str
+    mounts: tuple[tuple[str, str, bool], ...]  # source, target, whether it may be written
+    user: tuple[int, int]
+    runtime: str | None
+    memory: int | None
+    cpus: float | None
+    pids: int
+    disk: int
+
+    def memory_on(self, engine: Engine) -> int:
+        """Bytes that a container may have: what was asked for, or half of what the engine has."""
+        return self.memory or max(int(engine.info.get("MemTotal") or 0) // 2, 512 * 1024 * 1024)
+
+    def cpus_on(self, engine: Engine) -> float:
+        """CPUs that a container may use: what was asked for, or all but one, which is the host's."""
+        return self.cpus or max(1, int(engine.info.get("NCPU") or 1) - 1)
+
+    def doors(self) -> dict[str, Any]:
+        """What workers may reach inside: the image, the contexts, the mounts. See ``guest.confine``."""
+        read = ["/", CONTEXTS, *(target for _, target, _ in self.mounts)]
+        write = ["/dev/shm", *(target for _, target, may_write in self.mounts if may_write)]  # noqa: S108 - the container's own
+        return {"read": read, "write": write, "network": bool(self.network), "require": False, "processes": MAX_PROCESSES}
+
+    def config(self, engine: Engine, box: Box, python: str) -> dict[str, Any]:
+        """The container as the engine's API takes it: everything closed that no cell needs."""
+        user, group = self.user
+        memory = self.memory_on(engine)
+        network = {False: "none", True: "default"}.get(self.network, self.network) if isinstance(self.network, bool) else self.network
+        return {
+            "Image": self.image,
+            "Entrypoint": [python],
+            "Cmd": ["-I", GUEST],
+            "User": f"{user}:{group}",
+            "WorkingDir": WORK,
+            "OpenStdin": True,
+            "StdinOnce": True,  # when the host goes, standard input ends, and with it the supervisor
+            "AttachStdin": True,
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "StopSignal": "SIGKILL",
+            "Healthcheck": {"Test": ["NONE"]},
+            "Labels": {LABEL: owner(), "arlm.run": opened_for(), "arlm.version": __version__},
+            "HostConfig": {
+                "NetworkMode": network,
+                "ReadonlyRootfs": True,
+                "CapDrop": ["ALL"],
+                "SecurityOpt": ["no-new-privileges"],
+                "PidsLimit": self.pids,
+                "Memory": memory,
+                "MemorySwap": memory,
+                "NanoCpus": int(self.cpus_on(engine) * 1e9),
+                "ShmSize": SHARED_MEMORY_BYTES,
+                "Tmpfs": {WORK: f"rw,exec,nosuid,nodev,size={self.disk},mode=0700,uid={user},gid={group}"},
+                "Mounts": [*box.mounts(), *(_bind(*mount) for mount in self.mounts)],
+                "LogConfig": {"Type": "none"},  # what it says is frames, and goes to the host alone
+                "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+                **({"Runtime": self.runtime} if self.runtime else {}),
+            },
+        }
+
+
+def _bind(source: str, target: str, may_write: bool) -> dict[str, Any]:
+    return {"Type": "bind", "Source": source, "Target": target, "ReadOnly": not may_write}
+
+
+class Container:
+    """A running container with a supervisor in it. Made by ``open_container``.
+
+    Attributes:
+        name: as the engine knows it.
+        control: the supervisor's connection.
+    """
+
+    def __init__(self, engine: Engine, plan: Plan, box: Box) -> None:
+        self.name = f"arlm-{opened_for() or 'place'}-{secrets.token_hex(4)}"
+        self.control = Control()
+        self._engine = engine
+        self._plan = plan
+        self._box = box
+        self._making: asyncio.Future[None] | None = None
+        self._stack = AsyncExitStack()
+        self._pumps: list[asyncio.Future[None]] = []
+        self._words = ""
+        self._closing: asyncio.Future[None] | None = None
+
+    @property
+    def lives(self) -> bool:
+        """Whether its supervisor can be spoken to."""
+        return self.control.peer is not None and self.control.peer.lost is None
+
+    async def open(self, python: str) -> None:
+        """Make it, start it, greet its supervisor. Raises NoSuchImage, NotStarted, EngineDown, SandboxError."""
+        # Not cancelled with the caller: the engine would go on making it, and nobody would know when it can be removed.
+        self._making = asyncio.ensure_future(self._engine.create(self.name, self._plan.config(self._engine, self._box, python)))
+        await asyncio.shield(self._making)
+        if not self._box.shared:
+            await self._engine.upload(self.name, INSIDE, await asyncio.to_thread(guest_archive))
+        stream = await self._stack.enter_async_context(self._engine.attached(self.name))
+        await self._engine.start(self.name)
+        writer = _Writer(stream)
+        protocol = self.control.protocol(lambda: None)
+        self._pumps = [asyncio.ensure_future(writer.run()), asyncio.ensure_future(self._pump(stream, protocol))]
+        await self.control.greet(writer, seal=True)
+
+    async def _pump(self, stream: Stream, protocol: asyncio.Protocol) -> None:
+        try:
+            while (message := await stream.read_out()) is not None:
+                if message.stream == STDOUT:
+                    protocol.data_received(message.data)
+                else:
+                    self._words = (self._words + message.data.decode("utf-8", "replace"))[-LAST_WORDS:]
+        except Exception as error:  # of the connection, whatever the client makes of it
+            self._words = self._words or str(error)
+        finally:
+            if self._closing is None:
+                why = "the container was lost"
+                with anyio.CancelScope(shield=True):
+                    why = await self._why()
+                self.control.lost(why, why)
+            else:
+                self.control.lost("the container was removed")
+
+    async def _why(self) -> str:
+        """Why its streams have ended, in words."""
+        said = f": {self._words.strip()}" if self._words.strip() else ""
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                state = await self._engine.last_state(self.name)
+        except TimeoutError:
+            return "the connection to its container was lost"
+        except SandboxError:
+            return "the Docker engine stopped or restarted, and its container with it"
+        if state is None:
+            return "its container was removed"
+        if state.get("OOMKilled") and state["ExitCode"] != 0:
+            return f"its container ran out of memory: it may have {self._plan.memory_on(self._engine):,} bytes (option `memory`)"
+        if state["ExitCode"] == 137:
+            return "its container was killed"
+        return f"its container ended with status {state['ExitCode']}{said}"
+
+    async def upload(self, folder: str, archive: Any) -> None:
+        """Copy files into it, where it shares none with the host. Raises SandboxError."""
+        await self._engine.upload(self.name, folder, archive)
+
+    async def rename(self, owner: str) -> None:
+        """Name it after the run that takes it over; that it cannot be renamed is no reason not to."""
+        name = f"arlm-{owner or 'place'}-{secrets.token_hex(4)}"
+        with contextlib.suppress(SandboxError):
+            await self._engine.rename(self.name, name)
+            self.name = name
+
+    async def close(self) -> None:
+        """Kill and remove it. A second call waits for the first. Raises SandboxError when the engine could not be told."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        try:
+            if self._making is not None:
+                await asyncio.wait({self._making})
+                self._making.exception()  # read: whoever waited has been told
+                await self._engine.remove(self.name)
+        finally:
+            for pump in self._pumps:
+                pump.cancel()
+            if self._pumps:
+                await asyncio.wait(self._pumps)
+            await self._stack.aclose()
+            self.control.lost("the container was removed")
+
+
+class _Writer:
+    """The supervisor's standard input, as a peer writes to it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._more = asyncio.Event()
+
+    def write(self, data: bytes) -> None:
+        self._chunks.append(bytes(data))
+        self._size += len(data)
+        self._more.set()
+
+    async def run(self) -> None:
+        """Write what waits, in large pieces; ends with the container."""
+        try:
+            while True:
+                await self._more.wait()
+                taken = self._take()
+                await self._stream.write_in(taken)
+                self._size -= len(taken)
+        except (OSError, RuntimeError, AssertionError):
+            pass  # it has ended; the reader says why
+
+    def _take(self) -> bytes:
+        parts, size = [], 0
+        while self._chunks and size < WRITE_BYTES:
+            parts.append(self._chunks.popleft())
+            size += len(parts[-1])
+        if not self._chunks:
+            self._more.clear()
+        return b"".join(parts)
+
+    def get_write_buffer_size(self) -> int:
+        return self._size
+
+    def close(self) -> None:
+        self._chunks.clear()
+
+    def abort(self) -> None:
+        self.close()
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+async def open_container(engine: Engine, plan: Plan, box: Box) -> Container:
+    """Have a container with a supervisor that answers; the image is pulled when it is missing.
+
+    Raises:
+        SandboxError: it cannot be had; nothing is left of the attempt.
+
+    Cancelled, it removes what it has made first.
+    """
+    try:
+        return await _open_with_some_python(engine, plan, box)
+    except NoSuchImage:
+        await engine.pull(plan.image)
+    return await _open_with_some_python(engine, plan, box)
+
+
+async def _open_with_some_python(engine: Engine, plan: Plan, box: Box) -> Container:
+    for python in PYTHONS:
+        container = Container(engine, plan, box)
+        try:
+            await container.open(python)
+        except NotStarted as error:
+            await finish(container.close, what=container.name)
+            if not any(words in str(error) for words in NO_PROGRAM):
+                raise
+        except BaseException:
+            await finish(container.close, what=container.name)
+            raise
+        else:
+            return container
+    raise SandboxError(
+        f"the image {plan.image!r} has no Python: neither {' nor '.join(PYTHONS)} can be started in it; it needs 3.9 or later"
+    )

@@ -1,0 +1,248 @@
+"""The Docker engine: what is asked of it, and what it answers in words that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, SandboxError
+from ..lifetimes import finish
+from .opening import progress
+
+if TYPE_CHECKING:
+    from aiodocker import Docker
+    from aiodocker.stream import Stream
+
+NO_ENGINE = 900  # aiodocker's status where nothing answers
+ASK_SECONDS = 30.0  # for a request that takes milliseconds, on an engine that is busy with others
+TELL_SECONDS = 1.0  # between two words on a pull that goes on
+MIB = 1024 * 1024
+
+
+class EngineDown(SandboxError):
+    """No engine answers."""
+
+
+class NoSuchImage(SandboxError):
+    """The engine does not have the image."""
+
+
+class NotStarted(SandboxError):
+    """The engine made the container, and could not start its program."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A Docker engine.
+
+    Attributes:
+        docker: the client.
+        url: where it was reached.
+        info: what ``GET /info`` said.
+    """
+
+    docker: Docker
+    url: str
+    info: Mapping[str, Any]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this very machine: no other one, no virtual one, and not beside a container that this process is in."""
+        said = (self.info.get("KernelVersion"), self.info.get("Name"))
+        return sys.platform == "linux" and self.url.startswith("unix:") and said == (os.uname().release, os.uname().nodename)
+
+    @property
+    def id(self) -> str:
+        """What tells it from other engines."""
+        return str(self.info.get("ID") or self.url)
+
+    @property
+    def maps_users(self) -> bool:
+        """Whether a user of a container is another one outside: rootless, or with user namespaces."""
+        options = " ".join(map(str, self.info.get("SecurityOptions") or ()))
+        return "name=rootless" in options or "name=userns" in options
+
+    def runtime_of(self, runtime: str | None) -> str:
+        """The runtime that a container gets."""
+        return runtime or str(self.info.get("DefaultRuntime") or "runc")
+
+    async def create(self, name: str, config: dict[str, Any]) -> None:
+        """Make a container. Raises NoSuchImage, EngineDown, SandboxError."""
+        with _told("the container could not be made"):
+            await self.docker.containers.create(config, name=name)
+
+    async def start(self, name: str) -> None:
+        """Start it. Raises NotStarted, EngineDown."""
+        with _told("the container could not be started", NotStarted):
+            await self.docker.containers.container(name).start()
+
+    @asynccontextmanager
+    async def attached(self, name: str) -> AsyncIterator[Stream]:
+        """Its standard streams. Leaving closes its standard input."""
+        stream = self.docker.containers.container(name).attach(stdin=True, stdout=True, stderr=True)
+        with _told("the container could not be attached to"):
+            await stream.__aenter__()
+        try:
+            yield stream
+        finally:
+            try:
+                await stream.close()
+            except AssertionError:
+                pass  # aiodocker insists on a connection, which the container's end has taken away
+
+    async def upload(self, name: str, folder: str, archive: AsyncIterator[bytes] | bytes) -> None:
+        """Unpack a tar archive in a folder of it. Raises SandboxError."""
+        with _told(f"files could not be copied to {folder} of the container"):
+            container: Any = self.docker.containers.container(name)
+            await container.put_archive(folder, archive)
+
+    async def last_state(self, name: str) -> Mapping[str, Any] | None:
+        """Wait for its end; what ``docker inspect`` then says under State, None when there is no such container. Raises EngineDown."""
+        with _told("the engine could not be asked for the container"):
+            container = self.docker.containers.container(name)
+            try:
+                await container.wait()
+                shown = await container.show()
+            except _docker_error() as error:
+                if error.status == 404:
+                    return None
+                raise
+        state: Mapping[str, Any] = shown["State"]
+        return state
+
+    async def rename(self, name: str, new: str) -> None:
+        """Give it another name. Raises SandboxError."""
+        with _told("the container could not be renamed"):
+            await self.docker.containers.container(name).rename(new)
+
+    async def remove(self, name: str) -> None:
+        """Kill and remove it with its volumes; harmless when it is gone. Raises SandboxError."""
+        with _told(f"the container {name} could not be removed"):
+            try:
+                async with asyncio.timeout(ASK_SECONDS):
+                    await self.docker.containers.container(name).delete(force=True, v=True)
+            except _docker_error() as error:
+                if error.status != 404 and not (error.status == 409 and "already in progress" in error.message):
+                    raise
+
+    async def labelled(self, label: str) -> dict[str, Mapping[str, str]]:
+        """Every container that has a label, running or not: its name, and its labels. Raises EngineDown."""
+        with _told("the engine could not be asked for its containers"):
+            async with asyncio.timeout(ASK_SECONDS):
+                found = await self.docker.containers.list(all=True, filters=json.dumps({"label": [label]}))
+        return {container["Names"][0].removeprefix("/"): container["Labels"] for container in found}
+
+    async def has_image(self, image: str) -> bool:
+        """Whether the engine has it."""
+        with _told("the engine could not be asked for the image"):
+            try:
+                await self.docker.images.inspect(image)
+            except _docker_error() as error:
+                if error.status == 404:
+                    return False
+                raise
+        return True
+
+    async def pull(self, image: str) -> None:
+        """Fetch an image, telling how far it is. Raises SandboxError. Cancelled, the engine stops fetching."""
+        progress(f"pulling the image {image}")
+        layers: dict[str, tuple[int, int]] = {}
+        told = time.monotonic()
+        try:
+            async for step in self.docker.images.pull(image, stream=True):
+                detail = step.get("progressDetail") or {}
+                if step.get("status") == "Downloading" and detail.get("total"):
+                    layers[step["id"]] = (int(detail.get("current", 0)), int(detail["total"]))
+                if layers and time.monotonic() - told >= TELL_SECONDS:
+                    told = time.monotonic()
+                    here, whole = (sum(sizes) // MIB for sizes in zip(*layers.values(), strict=True))
+                    progress(f"pulling the image {image}: {here:,} of {whole:,} MiB")
+        except _docker_error() as error:
+            if error.status == NO_ENGINE:
+                raise EngineDown(_advice(error.message)) from error
+            raise SandboxError(
+                f"the image {image!r} is not on the Docker engine and could not be pulled: {error.message}; pull, load or build it there, "
+                "or name one that is there: environment_options={'image': …}"
+            ) from error
+        progress(f"the image {image} is there")
+
+
+@asynccontextmanager
+async def open_engine(url: str | None) -> AsyncIterator[Engine]:
+    """Connect to an engine: the one at ``url``, or the one that the docker command would use (DOCKER_HOST, its context, the usual socket).
+
+    Raises:
+        ConfigError: the package aiodocker is not installed, or the address is none.
+        EngineDown: nothing answers there, or this user may not ask.
+    """
+    docker, where = _client(url)
+    try:
+        with _told("the Docker engine did not answer"):
+            async with asyncio.timeout(ASK_SECONDS):
+                info = await docker.system.info()
+        yield Engine(docker=docker, url=where, info=info)
+    finally:
+        await finish(docker.close, what="the Docker client")
+
+
+def _client(url: str | None) -> tuple[Docker, str]:
+    try:
+        import aiodocker
+        from aiohttp import UnixConnector
+    except ImportError as error:
+        raise ConfigError(f"the environment 'docker' needs the package aiodocker ({error}): pip install 'arlm[docker]'") from None
+    try:
+        docker = aiodocker.Docker(url=url)
+    except (ValueError, AssertionError, ImportError, OSError, aiodocker.DockerError) as error:
+        if url is None and "DOCKER_HOST" not in os.environ and isinstance(error, (ValueError, AssertionError)):
+            raise EngineDown(f"no Docker engine was found: install Docker and start it, or set DOCKER_HOST{_because(error)}") from None
+        raise ConfigError(f"the address of the Docker engine, {url or os.environ.get('DOCKER_HOST')!r}, cannot be used: {error}") from None
+    if type(docker.connector) is UnixConnector:  # a connection over ssh is a kind of one too
+        return docker, f"unix://{docker.connector.path}"
+    return docker, str(url or docker.docker_host).replace("unix:", "ssh:")
+
+
+def _because(error: Exception) -> str:
+    return f" ({error})" if str(error) else ""
+
+
+def _docker_error() -> type[Any]:
+    from aiodocker import DockerError
+
+    return DockerError
+
+
+def _client_error() -> type[Any]:
+    from aiohttp import ClientError
+
+    return ClientError
+
+
+@contextmanager
+def _told(what: str, kind: type[SandboxError] = SandboxError) -> Iterator[None]:
+    """Turn what the client raises into an error of ours."""
+    try:
+        yield
+    except _docker_error() as error:
+        if error.status == NO_ENGINE:
+            raise EngineDown(_advice(error.message)) from error
+        if error.status == 404 and "No such image" in error.message:
+            raise NoSuchImage(error.message) from error
+        raise kind(f"{what}: {error.message}") from error
+    except TimeoutError as error:
+        raise EngineDown(f"{what}: the Docker engine did not answer within {ASK_SECONDS:g} s") from error
+    except (OSError, _client_error()) as error:
+        raise EngineDown(f"{what}: the connection to the Docker engine broke ({error})") from error
+
+
+def _advice(message: str) -> str:
+    if "ermission denied" in message:
+        return f"this user may not use the Docker engine: add them to the group `docker` and log in again, or set DOCKER_HOST ({message})"
+    return f"no Docker engine answers: start it, or set DOCKER_HOST to where it is ({message})"

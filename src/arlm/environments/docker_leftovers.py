@@ -1,0 +1,56 @@
+"""What dead hosts left on a Docker engine, and its removal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ..errors import SandboxError
+from ..lifetimes import finish
+from .docker_container import LABEL
+from .docker_engine import Engine, open_engine
+from .owner import is_dead
+
+logger = logging.getLogger("arlm.environments")
+
+_looked_at: set[str] = set()  # engines that this process has looked through
+
+
+async def sweep(engine_url: str | None, *, everything: bool) -> list[str]:
+    """Remove the containers of hosts that are dead for certain, or all that arlm made. Returns a line for each. Raises SandboxError."""
+    async with open_engine(engine_url) as engine:
+        return await _sweep(engine, everything=everything)
+
+
+async def _sweep(engine: Engine, *, everything: bool) -> list[str]:
+    removed = []
+    for name, labels in (await engine.labelled(LABEL)).items():
+        if everything or is_dead(labels.get(LABEL, ""), same_machine=engine.is_here):
+            await engine.remove(name)
+            removed.append(f"container {name}")
+    return removed
+
+
+@asynccontextmanager
+async def sweeping(engine: Engine) -> AsyncIterator[None]:
+    """The first of a process to use an engine has what dead hosts left there removed, beside the block, which does not wait for it."""
+    if engine.id in _looked_at:
+        yield
+        return
+    task = asyncio.get_running_loop().create_task(_look(engine), name="what dead hosts left")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await finish(lambda: asyncio.wait({task}), what="the look for what dead hosts left")
+
+
+async def _look(engine: Engine) -> None:
+    try:
+        for line in await _sweep(engine, everything=False):
+            logger.info("removed what a dead host left: %s", line)
+        _looked_at.add(engine.id)
+    except SandboxError as error:
+        logger.info("what dead hosts left could not be looked for: %s", error)
