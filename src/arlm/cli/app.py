@@ -10,10 +10,12 @@ import typer
 from .. import __version__
 from ..errors import ConfigError
 from . import exits
-from .flags import SPELLINGS, parameters, providers_like, read_flags
+from .flags import FLAGS, SPELLINGS, parameters, providers_like, read_flags
 
 EXIT_CODES = "\n\n".join(["Exit codes:", *(f"{code.value}: {meaning}" for code, meaning in exits.MEANINGS.items())])
 JSON_KEYS = ", ".join(("answer", "stop_reason", "usage", "cost_usd", "duration_s", "iterations", "run_id", "children"))
+
+environments_like = next(flag.complete for flag in FLAGS if flag.option == "environment")
 
 app = typer.Typer(name="arlm", no_args_is_help=True, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -141,3 +143,23 @@ def doctor(
     from .doctor import examine
 
     return examine(as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def clean(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also the containers and sandboxes of living runs, on any machine. Asks first.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    environment: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--environment", "-e", metavar="NAME", help="Only what this one keeps. May be repeated.", autocompletion=environments_like
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output: removed, skipped.")] = False,
+) -> int:
+    """Remove what dead runs left: temporary folders, control groups with their processes, containers, sandboxes."""
+    from .clean import clean
+
+    return clean(environment or [], everything=everything, yes=yes, as_json=as_json)
