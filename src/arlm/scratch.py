@@ -20,6 +20,7 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import SandboxError
@@ -46,13 +47,35 @@ async def open_scratch(*folders: str) -> AsyncIterator[Path]:
 
     Cancelled while leaving, it is removed first.
     """
+    scratch = make_scratch(*folders)
+    try:
+        yield scratch.path
+    finally:
+        await finish(scratch.remove, what=str(scratch.path))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scratch:
+    """A private folder for whoever cannot hold a context manager open; as ``open_scratch`` makes it.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+    _lock: int
+
+    async def remove(self) -> None:
+        """Remove it with what is in it. Once."""
+        await _leave(self.path, self._lock)
+
+
+def make_scratch(*folders: str) -> Scratch:
+    """Make one; whoever asks removes it. Needs a running loop. Raises SandboxError."""
     parent = _parent()
     path, lock = _make(parent, folders)
     _look_once(parent)
-    try:
-        yield path
-    finally:
-        await finish(lambda: _leave(path, lock), what=str(path))
+    return Scratch(path=path, _lock=lock)
 
 
 def sweep(parent: str) -> list[str]:

@@ -6,18 +6,15 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import anyio
 
 from .. import __version__
 from ..errors import SandboxError
 from ..guest.confine import MAX_PROCESSES
 from ..lifetimes import finish
 from .docker_box import CONTEXTS, GUEST, INSIDE, Box, guest_archive
-from .docker_engine import Engine, NoSuchImage, NotStarted
+from .docker_engine import Engine, NoSuchImage, NotStarted, let_go
 from .forkserver import Control
 from .opening import opened_for
 from .owner import owner
@@ -121,7 +118,7 @@ class Container:
         self._plan = plan
         self._box = box
         self._making: asyncio.Future[None] | None = None
-        self._stack = AsyncExitStack()
+        self._stream: Stream | None = None
         self._pumps: list[asyncio.Future[None]] = []
         self._words = ""
         self._closing: asyncio.Future[None] | None = None
@@ -138,7 +135,7 @@ class Container:
         await asyncio.shield(self._making)
         if not self._box.shared:
             await self._engine.upload(self.name, INSIDE, await asyncio.to_thread(guest_archive))
-        stream = await self._stack.enter_async_context(self._engine.attached(self.name))
+        stream = self._stream = await self._engine.attach(self.name)
         await self._engine.start(self.name)
         writer = _Writer(stream)
         protocol = self.control.protocol(lambda: None)
@@ -154,14 +151,9 @@ class Container:
                     self._words = (self._words + message.data.decode("utf-8", "replace"))[-LAST_WORDS:]
         except Exception as error:  # of the connection, whatever the client makes of it
             self._words = self._words or str(error)
-        finally:
-            if self._closing is None:
-                why = "the container was lost"
-                with anyio.CancelScope(shield=True):
-                    why = await self._why()
-                self.control.lost(why, why)
-            else:
-                self.control.lost("the container was removed")
+        if self._closing is None:
+            why = await self._why()
+            self.control.lost(why, why)
 
     async def _why(self) -> str:
         """Why its streams have ended, in words."""
@@ -209,8 +201,9 @@ class Container:
                 pump.cancel()
             if self._pumps:
                 await asyncio.wait(self._pumps)
-            await self._stack.aclose()
-            self.control.lost("the container was removed")
+            if self._stream is not None:
+                await let_go(self._stream)
+            self.control.lost("the container was removed")  # also where the loop's end had stopped the pump
 
 
 class _Writer:

@@ -83,19 +83,16 @@ class Engine:
         with _told("the container could not be started", NotStarted):
             await self.docker.containers.container(name).start()
 
-    @asynccontextmanager
-    async def attached(self, name: str) -> AsyncIterator[Stream]:
-        """Its standard streams. Leaving closes its standard input."""
+    async def attach(self, name: str) -> Stream:
+        """Its standard streams; ``let_go`` closes them. Raises EngineDown, SandboxError."""
         stream = self.docker.containers.container(name).attach(stdin=True, stdout=True, stderr=True)
         with _told("the container could not be attached to"):
             await stream.__aenter__()
-        try:
-            yield stream
-        finally:
-            try:
-                await stream.close()
-            except AssertionError:
-                pass  # aiodocker insists on a connection, which the container's end has taken away
+        return stream
+
+    async def close(self) -> None:
+        """Let the engine go."""
+        await self.docker.close()
 
     async def upload(self, name: str, folder: str, archive: AsyncIterator[bytes] | bytes) -> None:
         """Unpack a tar archive in a folder of it. Raises SandboxError."""
@@ -174,9 +171,17 @@ class Engine:
         progress(f"the image {image} is there")
 
 
-@asynccontextmanager
-async def open_engine(url: str | None) -> AsyncIterator[Engine]:
+async def let_go(stream: Stream) -> None:
+    """Close a container's streams, its standard input among them."""
+    try:
+        await stream.close()
+    except AssertionError:
+        pass  # aiodocker insists on a connection, which the container's end has taken away
+
+
+async def connect(url: str | None) -> Engine:
     """Connect to an engine: the one at ``url``, or the one that the docker command would use (DOCKER_HOST, its context, the usual socket).
+    Whoever asks closes it; it may be closed in any task.
 
     Raises:
         ConfigError: the package aiodocker is not installed, or the address is none.
@@ -187,9 +192,20 @@ async def open_engine(url: str | None) -> AsyncIterator[Engine]:
         with _told("the Docker engine did not answer"):
             async with asyncio.timeout(ASK_SECONDS):
                 info = await docker.system.info()
-        yield Engine(docker=docker, url=where, info=info)
-    finally:
+        return Engine(docker=docker, url=where, info=info)
+    except BaseException:
         await finish(docker.close, what="the Docker client")
+        raise
+
+
+@asynccontextmanager
+async def open_engine(url: str | None) -> AsyncIterator[Engine]:
+    """``connect`` for a block."""
+    engine = await connect(url)
+    try:
+        yield engine
+    finally:
+        await finish(engine.close, what="the Docker client")
 
 
 def _client(url: str | None) -> tuple[Docker, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,10 +14,10 @@ import anyio.to_thread
 from ..errors import SandboxError
 from ..lifetimes import finish
 from ..loopbound import on_loop_close, per_loop
-from ..scratch import open_scratch
+from ..scratch import Scratch, make_scratch
 from .docker_box import Box
 from .docker_container import Container, Plan, open_container
-from .docker_engine import Engine, open_engine
+from .docker_engine import Engine, connect
 from .opening import opened_for, opening_for
 
 logger = logging.getLogger("arlm.environments")
@@ -30,7 +29,8 @@ NOT_THERE = ("bind source path does not exist", "mounts denied", "is not shared 
 
 @dataclass(slots=True)
 class Room:
-    """A container that answers, for one place.
+    """A container that answers, for one place. Nothing of it hangs on an async generator, which a loop's end would close by itself:
+    it may wait in a pool until then.
 
     Attributes:
         plan: what the container is made of.
@@ -45,7 +45,7 @@ class Room:
     box: Box
     container: Container
     socket: Path | None
-    _stack: AsyncExitStack
+    _scratch: Scratch | None
 
     async def renew(self) -> None:
         """Replace a lost container. Raises SandboxError; a second call tries again."""
@@ -59,7 +59,7 @@ class Room:
         except SandboxError as error:
             logger.warning("%s; `arlm clean` removes it once this process has ended", error)
         finally:
-            await self._stack.aclose()
+            await _leave(self.engine, self._scratch)
 
 
 async def open_room(plan: Plan, engine_url: str | None, transport: Literal["unix", "stdio"] | None, folder: Path | None) -> Room:
@@ -73,11 +73,12 @@ async def open_room(plan: Plan, engine_url: str | None, transport: Literal["unix
 
     Cancelled, it removes what it has made first.
     """
-    stack = AsyncExitStack()
+    scratch: Scratch | None = None
+    engine = await connect(engine_url)
     try:
-        engine = await stack.enter_async_context(open_engine(engine_url))
         if folder is None:
-            folder = await stack.enter_async_context(open_scratch("docker")) / "docker"
+            scratch = make_scratch("docker")
+            folder = scratch.path / "docker"
         else:
             await anyio.to_thread.run_sync(folder.mkdir)
         shared, by_socket = _what_is_shared(engine, plan, transport)
@@ -91,10 +92,18 @@ async def open_room(plan: Plan, engine_url: str | None, transport: Literal["unix
             logger.info("the Docker engine does not see this machine's files, which are copied to the container (%s)", error)
             box, by_socket = Box(folder=folder, user=plan.user, shared=False), False
             container = await open_container(engine, plan, box)
-        return Room(plan, engine, box, container, box.socket if by_socket else None, stack)
+        return Room(plan, engine, box, container, box.socket if by_socket else None, scratch)
     except BaseException:
-        await finish(stack.aclose, what="the container's folder")
+        await finish(lambda: _leave(engine, scratch), what="the container's folder")
         raise
+
+
+async def _leave(engine: Engine, scratch: Scratch | None) -> None:
+    try:
+        if scratch is not None:
+            await scratch.remove()
+    finally:
+        await engine.close()
 
 
 def _what_is_shared(engine: Engine, plan: Plan, transport: Literal["unix", "stdio"] | None) -> tuple[bool, bool]:
