@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -24,6 +25,7 @@ NO_ENGINE = 900  # aiodocker's status where nothing answers
 ASK_SECONDS = 30.0  # for a request that takes milliseconds, on an engine that is busy with others
 TELL_SECONDS = 1.0  # between two words on a pull that goes on
 MIB = 1024 * 1024
+CREDENTIALS = re.compile(r"(?<=://)[^/\s]\S*@")  # of a URL, wherever it stands in a text
 
 
 class EngineDown(SandboxError):
@@ -136,6 +138,23 @@ class Engine:
                 found = await self.docker.containers.list(all=True, filters=json.dumps({"label": [label]}))
         return {container["Names"][0].removeprefix("/"): container["Labels"] for container in found}
 
+    async def labelled_volumes(self, label: str) -> dict[str, Mapping[str, str]]:
+        """The same of volumes that no container has: one that was removed by hand leaves its own."""
+        with _told("the engine could not be asked for its volumes"):
+            async with asyncio.timeout(ASK_SECONDS):
+                found = await self.docker.volumes.list(filters={"label": [label], "dangling": ["true"]})
+        return {volume["Name"]: volume["Labels"] for volume in found["Volumes"] or ()}
+
+    async def remove_volume(self, name: str) -> None:
+        """Remove it; harmless when it is gone, or in use after all. Raises SandboxError."""
+        with _told(f"the volume {name} could not be removed"):
+            try:
+                async with asyncio.timeout(ASK_SECONDS):
+                    await (await self.docker.volumes.get(name)).delete()
+            except _docker_error() as error:
+                if error.status not in (404, 409):
+                    raise
+
     async def has_image(self, image: str) -> bool:
         """Whether the engine has it."""
         with _told("the engine could not be asked for the image"):
@@ -166,7 +185,7 @@ class Engine:
                 raise EngineDown(_advice(error.message)) from error
             raise SandboxError(
                 f"the image {image!r} is not on the Docker engine and could not be pulled: {error.message}; pull, load or build it there, "
-                "or name one that is there: environment_options={'image': …}"
+                "or name one that is there by the environment's option `image`"
             ) from error
         progress(f"the image {image} is there")
 
@@ -219,10 +238,16 @@ def _client(url: str | None) -> tuple[Docker, str]:
     except (ValueError, AssertionError, ImportError, OSError, aiodocker.DockerError) as error:
         if url is None and "DOCKER_HOST" not in os.environ and isinstance(error, (ValueError, AssertionError)):
             raise EngineDown(f"no Docker engine was found: install Docker and start it, or set DOCKER_HOST{_because(error)}") from None
-        raise ConfigError(f"the address of the Docker engine, {url or os.environ.get('DOCKER_HOST')!r}, cannot be used: {error}") from None
+        given = f"{url or os.environ.get('DOCKER_HOST')!r}, cannot be used: {error}"
+        raise ConfigError(f"the address of the Docker engine, {without_credentials(given)}") from None
     if type(docker.connector) is UnixConnector:  # a connection over ssh is a kind of one too
         return docker, f"unix://{docker.connector.path}"
     return docker, str(url or docker.docker_host).replace("unix:", "ssh:")
+
+
+def without_credentials(text: str) -> str:
+    """A text that has a URL in it, without the name and the password of that."""
+    return CREDENTIALS.sub("", text)
 
 
 def _because(error: Exception) -> str:
@@ -259,6 +284,7 @@ def _told(what: str, kind: type[SandboxError] = SandboxError) -> Iterator[None]:
 
 
 def _advice(message: str) -> str:
+    message = without_credentials(message)
     if "ermission denied" in message:
         return f"this user may not use the Docker engine: add them to the group `docker` and log in again, or set DOCKER_HOST ({message})"
     return f"no Docker engine answers: start it, or set DOCKER_HOST to where it is ({message})"
