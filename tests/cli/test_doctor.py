@@ -64,7 +64,7 @@ async def test_doctor_with_json_names_plug_ins_parts_and_the_kernels_facts():
     named = {finding["name"]: finding for finding in told["findings"]}
     assert told["ok"] is True
     assert {"openai", "demo"} <= set(named["providers"]["facts"]["names"])
-    assert named["environments"]["facts"]["names"] == ["local", "process"]
+    assert named["environments"]["facts"]["names"] == ["docker", "local", "process"]
     assert named["confinement"]["facts"]["parts"] == grade()
     assert named["confinement"]["facts"]["grade"] == machine.grade_of(machine.System())[0]
     assert {"Landlock", "seccomp", "no_new_privs", "memory group", "process group"} <= set(named)

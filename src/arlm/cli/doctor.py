@@ -2,56 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import asdict
 
 from .. import __version__
 from ..clients.packages import install_command, installed_version
 from ..clients.rows import ROWS
-from ..clients.servers import ask_servers
+from ..clients.servers import Server, ask_servers
 from ..plugins import CLIENTS, ENVIRONMENTS, load
 from ..types import JSON
+from . import containers
 from .exits import Code
+from .findings import Finding, Status
 from .machine import System, grade_of, parts_of
 from .output import write, write_json
 from .probes import Probe, probe_memory_limit, probe_process
 from .providers import Provider, providers
 from .signals import signals
 
-Status = Literal["ok", "missing", "failed", "info"]
 MARKS: dict[Status, str] = {"ok": "ok", "missing": "--", "failed": "!!", "info": "  "}
 PARTS = ("openai", "aiohttp", "anyio", "pydantic", "rich", "typer", "genai-prices", "tenacity")
-SDKS = {row.package: row for row in ROWS.values() if row.extra}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        area: its heading.
-        name: what was looked at.
-        status: ``missing`` is no fault; ``failed`` is.
-        text: what was found, and what to do about it.
-        facts: the same for programs.
-    """
-
-    area: str
-    name: str
-    status: Status
-    text: str
-    facts: dict[str, JSON] = field(default_factory=dict)
+SDKS = {row.package: (row.name, install_command(row)) for row in ROWS.values() if row.extra}
+NEEDED = {**SDKS, "aiodocker": ("docker", "pip install 'arlm[docker]'")}  # by one provider or environment: its name, what installs it
 
 
 def examine(*, as_json: bool) -> int:
     """Look at everything and print what was found. Returns 0, or the sandbox's exit code when no code can run here."""
     code = [*signals.run(_sandbox), *confinement(System())]
-    models = _models(providers(signals.run(ask_servers)))
-    findings = [*_this_program(), *code, *models, *_plugins(), *parts(), *_terminal()]
+    servers, docker = signals.run(_asked)
+    findings = [*_this_program(), *code, *docker, *_models(providers(servers)), *_plugins(), *parts(), *_terminal()]
     can_run = any(finding.name == "process" and finding.status == "ok" for finding in findings)
     if as_json:
         write_json({"ok": can_run, "version": __version__, "findings": [asdict(finding) for finding in findings]})
@@ -111,6 +94,11 @@ def confinement(system: System) -> Iterator[Finding]:
     yield Finding(area=area, name="confinement", status=status, text=f"{grade}: {text}", facts=facts)
 
 
+async def _asked() -> tuple[list[Server], list[Finding]]:
+    """What answers on sockets, all asked at the same time."""
+    return await asyncio.gather(ask_servers(), containers.look())
+
+
 def _models(found: Sequence[Provider]) -> Iterator[Finding]:
     for it in found:
         status: Status = "failed" if it.broken else "missing" if it.problem else "ok"
@@ -136,14 +124,14 @@ def _why_not_loaded(group: str, name: str) -> str | None:
 
 
 def parts() -> Iterator[Finding]:
-    """The packages that arlm needs, and those that some providers need."""
+    """The packages that arlm needs, and those that some providers and environments need."""
     for part in PARTS:
         there = installed_version(part)
         text = there or "not installed: install arlm again"
         yield Finding(area="Parts", name=part, status="ok" if there else "failed", text=text, facts={"version": there})
-    for part, row in SDKS.items():
+    for part, (name, command) in NEEDED.items():
         there = installed_version(part)
-        text = there or f"not installed; {row.name} needs it: {install_command(row)}"
+        text = there or f"not installed; {name} needs it: {command}"
         yield Finding(area="Parts", name=part, status="ok" if there else "missing", text=text, facts={"version": there})
 
 

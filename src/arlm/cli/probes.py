@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass, field
 
+from ..environments.base import Environment
 from ..home import find_environment, open_home
 from ..options import RunOptions, resolve
 from ..types import JSON, CellResult
@@ -28,7 +29,7 @@ async def probe_process() -> Probe:
     """Start a worker of the `process` environment, run a cell, leave it."""
     began = time.monotonic()
     try:
-        cell, started = await _run_one("import os; os.getpid()", RunOptions())
+        cell, started = await run_one(find_environment("process", {}), "import os; os.getpid()", RunOptions())
         pid = int(cell.output.strip())
     except Exception as error:  # a doctor reports what is broken, whatever it is
         return Probe(worked=False, text=f"a worker could not run: {type(error).__name__}: {error}")
@@ -40,7 +41,8 @@ async def probe_process() -> Probe:
 async def probe_memory_limit() -> Probe:
     """Whether a worker under a limit is refused more memory than that."""
     try:
-        cell, _ = await _run_one(f"hog = bytearray({2 * LIMIT_BYTES})", RunOptions(memory_limit=LIMIT_BYTES))
+        hog = f"hog = bytearray({2 * LIMIT_BYTES})"
+        cell, _ = await run_one(find_environment("process", {}), hog, RunOptions(memory_limit=LIMIT_BYTES))
     except Exception as error:  # as above
         return Probe(worked=False, text=f"could not be tried: {type(error).__name__}: {error}")
     held = (cell.error or "").startswith("MemoryError") or cell.stopped == "exited"
@@ -48,10 +50,10 @@ async def probe_memory_limit() -> Probe:
     return Probe(worked=held, text=text, facts={"holds": held})
 
 
-async def _run_one(code: str, options: RunOptions) -> tuple[CellResult, float]:
-    """Run a cell in a fresh worker; the result, and the seconds until it was there."""
+async def run_one(environment: Environment, code: str, options: RunOptions, *, seconds: float = PROBE_S) -> tuple[CellResult, float]:
+    """Run a cell in a fresh worker; the result, and the seconds until it was there. Raises TimeoutError after ``seconds``, ArlmError."""
     began = time.monotonic()
-    async with asyncio.timeout(PROBE_S), open_home(find_environment("process", {}), resolve(options)) as home:
+    async with asyncio.timeout(seconds), open_home(environment, resolve(options)) as home:
         cell = await home.repl.run_cell(code, 1)
         return cell, time.monotonic() - began
 

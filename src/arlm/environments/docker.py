@@ -193,7 +193,8 @@ class _DockerPlace(SupervisedPlace):
 
     async def _upload(self, path: Path, name: str) -> None:
         try:
-            await self._room.container.upload(CONTEXTS, file_archive(path, name))
+            with open(path, "rb") as file:  # noqa: ASYNC230 - a cancel would lose a file that a thread has opened
+                await self._room.container.upload(CONTEXTS, file_archive(file, name))
         except OSError as error:
             raise SandboxError(f"{path} could not be copied to the container: {told(error)}") from error
 

@@ -11,12 +11,12 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import anyio
+import anyio.to_thread
 
 from .. import guest
 from ..errors import SandboxError
@@ -70,10 +70,10 @@ class Box:
         if os.geteuid() == 0:
             os.chown(path, *self.user)
 
-    def mounts(self) -> list[dict[str, Any]]:
-        """As the engine's API takes them."""
+    def mounts(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """As the engine's API takes them. ``labels``: of the volume, where nothing is shared."""
         if not self.shared:
-            return [{"Type": "volume", "Target": INSIDE, "VolumeOptions": {"NoCopy": True, "Labels": {"arlm": "contexts"}}}]
+            return [{"Type": "volume", "Target": INSIDE, "VolumeOptions": {"NoCopy": True, "Labels": dict(labels)}}]
         own = self.folder / "g"
         found = {GUEST: own if own.exists() else HERE, CONTEXTS: self.folder / "c", SOCKETS: self.folder / "s"}
         return [{"Type": "bind", "Source": str(path), "Target": target, "ReadOnly": True} for target, path in found.items()]
@@ -119,17 +119,16 @@ def guest_archive() -> bytes:
     return buffer.getvalue()
 
 
-async def file_archive(path: Path, name: str) -> AsyncIterator[bytes]:
-    """One file as a tar archive, in pieces."""
-    async with await anyio.open_file(path, "rb") as file:
-        size = os.stat(path).st_size
-        yield _entry(name, size=size).tobuf(tarfile.GNU_FORMAT)
-        sent = 0
-        while sent < size and (piece := await file.read(min(PIECE, size - sent))):
-            sent += len(piece)
-            yield piece
-        if sent < size:
-            raise SandboxError(f"{path} became shorter while it was copied to the container")
+async def file_archive(file: BinaryIO, name: str) -> AsyncIterator[bytes]:
+    """An open file as a tar archive, in pieces. Whoever opened it closes it: a client may leave what it sends unfinished, and unclosed."""
+    size = os.fstat(file.fileno()).st_size
+    yield _entry(name, size=size).tobuf(tarfile.GNU_FORMAT)
+    sent = 0
+    while sent < size and (piece := await anyio.to_thread.run_sync(file.read, min(PIECE, size - sent))):
+        sent += len(piece)
+        yield piece
+    if sent < size:
+        raise SandboxError(f"{file.name} became shorter while it was copied to the container")
     yield bytes(-size % BLOCK + 2 * BLOCK)
 
 

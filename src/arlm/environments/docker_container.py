@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import signal
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import SandboxError
 from ..guest.confine import MAX_PROCESSES
 from ..lifetimes import finish
+from .base import Exit
 from .docker_box import CONTEXTS, GUEST, INSIDE, Box, guest_archive
-from .docker_engine import Engine, NoSuchImage, NotStarted, let_go
-from .forkserver import Control
-from .opening import opened_for
+from .docker_engine import Engine, EngineDown, NoSuchImage, NotStarted, let_go
+from .forkserver import Control, LocalWorker
 from .owner import owner
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ NO_PROGRAM = ("executable file not found", "error finding executable", "no such 
 STDOUT = 1
 LAST_WORDS = 2_000  # characters of its standard error that are shown when it ends
 END_SECONDS = 2.0  # from the end of its streams until the engine knows why
+CLOSE_SECONDS = 8.0  # for an engine to remove it, which takes a tenth of a second: below CLEANUP_SECONDS, to say what came of it
 WRITE_BYTES = 256 * 1024
 
 
@@ -61,10 +63,11 @@ class Plan:
         write = ["/dev/shm", *(target for _, target, may_write in self.mounts if may_write)]  # noqa: S108 - the container's own
         return {"read": read, "write": write, "network": bool(self.network), "require": False, "processes": MAX_PROCESSES}
 
-    def config(self, engine: Engine, box: Box, python: str) -> dict[str, Any]:
-        """The container as the engine's API takes it: everything closed that no cell needs."""
+    def config(self, engine: Engine, box: Box, python: str, run: str) -> dict[str, Any]:
+        """The container as the engine's API takes it: everything closed that no cell needs. ``run``: whose it is, for a label."""
         user, group = self.user
         memory = self.memory_on(engine)
+        labels = {LABEL: owner(), "arlm.run": run, "arlm.version": __version__}
         network = {False: "none", True: "default"}.get(self.network, self.network) if isinstance(self.network, bool) else self.network
         return {
             "Image": self.image,
@@ -79,7 +82,7 @@ class Plan:
             "AttachStderr": True,
             "StopSignal": "SIGKILL",
             "Healthcheck": {"Test": ["NONE"]},
-            "Labels": {LABEL: owner(), "arlm.run": opened_for(), "arlm.version": __version__},
+            "Labels": labels,
             "HostConfig": {
                 "NetworkMode": network,
                 "ReadonlyRootfs": True,
@@ -88,13 +91,14 @@ class Plan:
                 "PidsLimit": self.pids,
                 "Memory": memory,
                 "MemorySwap": memory,
-                "NanoCpus": int(self.cpus_on(engine) * 1e9),
                 "ShmSize": SHARED_MEMORY_BYTES,
                 "Tmpfs": {WORK: f"rw,exec,nosuid,nodev,size={self.disk},mode=0700,uid={user},gid={group}"},
-                "Mounts": [*box.mounts(), *(_bind(*mount) for mount in self.mounts)],
+                "Mounts": [*box.mounts(labels), *(_bind(*mount) for mount in self.mounts)],
                 "LogConfig": {"Type": "none"},  # what it says is frames, and goes to the host alone
                 "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
                 **({"Runtime": self.runtime} if self.runtime else {}),
+                # Where the kernel cannot limit CPUs an engine refuses to be asked; a limit that somebody wanted is asked for all the same.
+                **({"NanoCpus": int(self.cpus_on(engine) * 1e9)} if self.cpus or engine.info.get("CpuCfsQuota", True) else {}),
             },
         }
 
@@ -107,13 +111,15 @@ class Container:
     """A running container with a supervisor in it. Made by ``open_container``.
 
     Attributes:
+        run: the run or session that it is for.
         name: as the engine knows it.
         control: the supervisor's connection.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, box: Box) -> None:
-        self.name = f"arlm-{opened_for() or 'place'}-{secrets.token_hex(4)}"
-        self.control = Control()
+    def __init__(self, engine: Engine, plan: Plan, box: Box, run: str) -> None:
+        self.run = run
+        self.name = _name(run)
+        self.control = _Control(plan.memory_on(engine))
         self._engine = engine
         self._plan = plan
         self._box = box
@@ -131,7 +137,7 @@ class Container:
     async def open(self, python: str) -> None:
         """Make it, start it, greet its supervisor. Raises NoSuchImage, NotStarted, EngineDown, SandboxError."""
         # Not cancelled with the caller: the engine would go on making it, and nobody would know when it can be removed.
-        self._making = asyncio.ensure_future(self._engine.create(self.name, self._plan.config(self._engine, self._box, python)))
+        self._making = asyncio.ensure_future(self._engine.create(self.name, self._plan.config(self._engine, self._box, python, self.run)))
         await asyncio.shield(self._making)
         if not self._box.shared:
             await self._engine.upload(self.name, INSIDE, await asyncio.to_thread(guest_archive))
@@ -177,26 +183,34 @@ class Container:
         """Copy files into it, where it shares none with the host. Raises SandboxError."""
         await self._engine.upload(self.name, folder, archive)
 
-    async def rename(self, owner: str) -> None:
+    async def rename(self, run: str) -> None:
         """Name it after the run that takes it over; that it cannot be renamed is no reason not to."""
-        name = f"arlm-{owner or 'place'}-{secrets.token_hex(4)}"
+        self.run, name = run, _name(run)
         with contextlib.suppress(SandboxError):
             await self._engine.rename(self.name, name)
             self.name = name
 
     async def close(self) -> None:
-        """Kill and remove it. A second call waits for the first. Raises SandboxError when the engine could not be told."""
-        if self._closing is None:
+        """Kill and remove it. A second call waits for the first, and tries again where that failed.
+
+        Raises:
+            SandboxError: the engine could not be told, or did not answer within CLOSE_SECONDS.
+        """
+        if self._closing is None or (self._closing.done() and (self._closing.cancelled() or self._closing.exception() is not None)):
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
         try:
             if self._making is not None:
-                await asyncio.wait({self._making})
-                self._making.exception()  # read: whoever waited has been told
-                await self._engine.remove(self.name)
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await asyncio.wait({self._making})
+                    await self._engine.remove(self.name)
+        except TimeoutError:
+            raise EngineDown(f"the Docker engine did not answer within {CLOSE_SECONDS:g} s") from None
         finally:
+            if self._making is not None and not self._making.cancel():
+                self._making.exception()  # read: whoever waited has been told
             for pump in self._pumps:
                 pump.cancel()
             if self._pumps:
@@ -204,6 +218,24 @@ class Container:
             if self._stream is not None:
                 await let_go(self._stream)
             self.control.lost("the container was removed")  # also where the loop's end had stopped the pump
+
+
+class _Control(Control):
+    """A supervisor's connection that knows why the kernel kills workers in a container."""
+
+    def __init__(self, memory: int) -> None:
+        super().__init__()
+        self._memory = memory
+
+    def _end(self, worker: LocalWorker, how: Exit) -> None:
+        if how.status == -signal.SIGKILL and not how.reason:
+            why = f"its container may have run out of memory, of which it has {self._memory:,} bytes: option `memory`"
+            how = replace(how, reason=f"it was killed (signal 9; {why})")
+        super()._end(worker, how)
+
+
+def _name(run: str) -> str:
+    return f"arlm-{run or 'place'}-{secrets.token_hex(4)}"
 
 
 class _Writer:
@@ -256,8 +288,8 @@ class _Writer:
         pass
 
 
-async def open_container(engine: Engine, plan: Plan, box: Box) -> Container:
-    """Have a container with a supervisor that answers; the image is pulled when it is missing.
+async def open_container(engine: Engine, plan: Plan, box: Box, run: str) -> Container:
+    """Have a container for a run or session, with a supervisor that answers; the image is pulled when it is missing.
 
     Raises:
         SandboxError: it cannot be had; nothing is left of the attempt.
@@ -265,15 +297,15 @@ async def open_container(engine: Engine, plan: Plan, box: Box) -> Container:
     Cancelled, it removes what it has made first.
     """
     try:
-        return await _open_with_some_python(engine, plan, box)
+        return await _open_with_some_python(engine, plan, box, run)
     except NoSuchImage:
         await engine.pull(plan.image)
-    return await _open_with_some_python(engine, plan, box)
+    return await _open_with_some_python(engine, plan, box, run)
 
 
-async def _open_with_some_python(engine: Engine, plan: Plan, box: Box) -> Container:
+async def _open_with_some_python(engine: Engine, plan: Plan, box: Box, run: str) -> Container:
     for python in PYTHONS:
-        container = Container(engine, plan, box)
+        container = Container(engine, plan, box, run)
         try:
             await container.open(python)
         except NotStarted as error:

@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NO_ENGINE = 900  # aiodocker's status where nothing answers
 ASK_SECONDS = 30.0  # for a request that takes milliseconds, on an engine that is busy with others
+MAKE_SECONDS = 120.0  # for one that may take seconds: many containers at once, a cold disk
 TELL_SECONDS = 1.0  # between two words on a pull that goes on
 MIB = 1024 * 1024
 CREDENTIALS = re.compile(r"(?<=://)[^/\s]\S*@")  # of a URL, wherever it stands in a text
@@ -77,18 +78,18 @@ class Engine:
 
     async def create(self, name: str, config: dict[str, Any]) -> None:
         """Make a container. Raises NoSuchImage, EngineDown, SandboxError."""
-        with _told("the container could not be made"):
+        async with _told("the container could not be made", seconds=MAKE_SECONDS):
             await self.docker.containers.create(config, name=name)
 
     async def start(self, name: str) -> None:
         """Start it. Raises NotStarted, EngineDown."""
-        with _told("the container could not be started", NotStarted):
+        async with _told("the container could not be started", NotStarted, seconds=MAKE_SECONDS):
             await self.docker.containers.container(name).start()
 
     async def attach(self, name: str) -> Stream:
         """Its standard streams; ``let_go`` closes them. Raises EngineDown, SandboxError."""
         stream = self.docker.containers.container(name).attach(stdin=True, stdout=True, stderr=True)
-        with _told("the container could not be attached to"):
+        async with _told("the container could not be attached to", seconds=MAKE_SECONDS):
             await stream.__aenter__()
         return stream
 
@@ -98,13 +99,13 @@ class Engine:
 
     async def upload(self, name: str, folder: str, archive: AsyncIterator[bytes] | bytes) -> None:
         """Unpack a tar archive in a folder of it. Raises SandboxError."""
-        with _told(f"files could not be copied to {folder} of the container"):
+        async with _told(f"files could not be copied to {folder} of the container", seconds=None):
             container: Any = self.docker.containers.container(name)
             await container.put_archive(folder, archive)
 
     async def last_state(self, name: str) -> Mapping[str, Any] | None:
         """Wait for its end; what ``docker inspect`` then says under State, None when there is no such container. Raises EngineDown."""
-        with _told("the engine could not be asked for the container"):
+        async with _told("the engine could not be asked for the container", seconds=None):
             container = self.docker.containers.container(name)
             try:
                 await container.wait()
@@ -118,46 +119,44 @@ class Engine:
 
     async def rename(self, name: str, new: str) -> None:
         """Give it another name. Raises SandboxError."""
-        with _told("the container could not be renamed"):
+        async with _told("the container could not be renamed", seconds=ASK_SECONDS):
             await self.docker.containers.container(name).rename(new)
 
     async def remove(self, name: str) -> None:
         """Kill and remove it with its volumes; harmless when it is gone. Raises SandboxError."""
-        with _told(f"the container {name} could not be removed"):
+        async with _told("the container could not be removed", seconds=ASK_SECONDS):
             try:
-                async with asyncio.timeout(ASK_SECONDS):
-                    await self.docker.containers.container(name).delete(force=True, v=True)
+                await self.docker.containers.container(name).delete(force=True, v=True)
             except _docker_error() as error:
                 if error.status != 404 and not (error.status == 409 and "already in progress" in error.message):
                     raise
 
     async def labelled(self, label: str) -> dict[str, Mapping[str, str]]:
         """Every container that has a label, running or not: its name, and its labels. Raises EngineDown."""
-        with _told("the engine could not be asked for its containers"):
-            async with asyncio.timeout(ASK_SECONDS):
-                found = await self.docker.containers.list(all=True, filters=json.dumps({"label": [label]}))
+        async with _told("the engine could not be asked for its containers", seconds=ASK_SECONDS):
+            found = await self.docker.containers.list(all=True, filters=json.dumps({"label": [label]}))
         return {container["Names"][0].removeprefix("/"): container["Labels"] for container in found}
 
     async def labelled_volumes(self, label: str) -> dict[str, Mapping[str, str]]:
         """The same of volumes that no container has: one that was removed by hand leaves its own."""
-        with _told("the engine could not be asked for its volumes"):
-            async with asyncio.timeout(ASK_SECONDS):
-                found = await self.docker.volumes.list(filters={"label": [label], "dangling": ["true"]})
+        async with _told("the engine could not be asked for its volumes", seconds=ASK_SECONDS):
+            volumes: Any = self.docker.volumes
+            found = await volumes.list(filters={"label": [label], "dangling": ["true"]})
         return {volume["Name"]: volume["Labels"] for volume in found["Volumes"] or ()}
 
     async def remove_volume(self, name: str) -> None:
         """Remove it; harmless when it is gone, or in use after all. Raises SandboxError."""
-        with _told(f"the volume {name} could not be removed"):
+        async with _told(f"the volume {name} could not be removed", seconds=ASK_SECONDS):
             try:
-                async with asyncio.timeout(ASK_SECONDS):
-                    await (await self.docker.volumes.get(name)).delete()
+                volumes: Any = self.docker.volumes
+                await (await volumes.get(name)).delete()
             except _docker_error() as error:
                 if error.status not in (404, 409):
                     raise
 
     async def has_image(self, image: str) -> bool:
         """Whether the engine has it."""
-        with _told("the engine could not be asked for the image"):
+        async with _told("the engine could not be asked for the image", seconds=ASK_SECONDS):
             try:
                 await self.docker.images.inspect(image)
             except _docker_error() as error:
@@ -208,9 +207,8 @@ async def connect(url: str | None) -> Engine:
     """
     docker, where = _client(url)
     try:
-        with _told("the Docker engine did not answer"):
-            async with asyncio.timeout(ASK_SECONDS):
-                info = await docker.system.info()
+        async with _told("the Docker engine could not be asked what it is", seconds=ASK_SECONDS):
+            info = await docker.system.info()
         return Engine(docker=docker, url=where, info=info)
     except BaseException:
         await finish(docker.close, what="the Docker client")
@@ -266,11 +264,12 @@ def _client_error() -> type[Any]:
     return ClientError
 
 
-@contextmanager
-def _told(what: str, kind: type[SandboxError] = SandboxError) -> Iterator[None]:
-    """Turn what the client raises into an error of ours."""
+@asynccontextmanager
+async def _told(what: str, kind: type[SandboxError] = SandboxError, *, seconds: float | None) -> AsyncIterator[None]:
+    """Turn what the client raises, or its silence for so long, into an error of ours."""
     try:
-        yield
+        async with asyncio.timeout(seconds):
+            yield
     except _docker_error() as error:
         if error.status == NO_ENGINE:
             raise EngineDown(_advice(error.message)) from error
@@ -278,7 +277,7 @@ def _told(what: str, kind: type[SandboxError] = SandboxError) -> Iterator[None]:
             raise NoSuchImage(error.message) from error
         raise kind(f"{what}: {error.message}") from error
     except TimeoutError as error:
-        raise EngineDown(f"{what}: the Docker engine did not answer within {ASK_SECONDS:g} s") from error
+        raise EngineDown(f"{what}: the Docker engine did not answer{f' within {seconds:g} s' if seconds else ''}") from error
     except (OSError, _client_error()) as error:
         raise EngineDown(f"{what}: the connection to the Docker engine broke ({error})") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from ..errors import SandboxError
@@ -19,17 +19,25 @@ _looked_at: set[str] = set()  # engines that this process has looked through
 
 
 async def sweep(engine_url: str | None, *, everything: bool) -> list[str]:
-    """Remove the containers of hosts that are dead for certain, or all that arlm made. Returns a line for each. Raises SandboxError."""
+    """Remove what hosts that are dead for certain have there, or all that arlm made. Returns a line for each. Raises SandboxError."""
     async with open_engine(engine_url) as engine:
         return await _sweep(engine, everything=everything)
 
 
 async def _sweep(engine: Engine, *, everything: bool) -> list[str]:
     removed = []
+
+    def goes(labels: Mapping[str, str]) -> bool:
+        return everything or is_dead(labels.get(LABEL, ""), same_machine=engine.is_here)
+
     for name, labels in (await engine.labelled(LABEL)).items():
-        if everything or is_dead(labels.get(LABEL, ""), same_machine=engine.is_here):
+        if goes(labels):
             await engine.remove(name)
             removed.append(f"container {name}")
+    for name, labels in (await engine.labelled_volumes(LABEL)).items():
+        if goes(labels):
+            await engine.remove_volume(name)
+            removed.append(f"volume {name}")
     return removed
 
 

@@ -50,14 +50,18 @@ class Room:
     async def renew(self) -> None:
         """Replace a lost container. Raises SandboxError; a second call tries again."""
         await self.container.close()
-        self.container = await open_container(self.engine, self.plan, self.box)
+        self.container = await open_container(self.engine, self.plan, self.box, self.container.run)
 
     async def close(self) -> None:
         """Remove the container and the folder, and let the engine go. Raises nothing: what could not be removed is logged."""
         try:
             await self.container.close()
         except SandboxError as error:
-            logger.warning("%s; `arlm clean` removes it once this process has ended", error)
+            logger.warning(
+                "the container %s could not be removed; `arlm clean` removes it once this process has ended (%s)",
+                self.container.name,
+                error,
+            )
         finally:
             await _leave(self.engine, self._scratch)
 
@@ -81,17 +85,17 @@ async def open_room(plan: Plan, engine_url: str | None, transport: Literal["unix
             folder = scratch.path / "docker"
         else:
             await anyio.to_thread.run_sync(folder.mkdir)
-        shared, by_socket = _what_is_shared(engine, plan, transport)
+        shared, by_socket = what_is_shared(engine, plan.runtime, transport)
         box = Box(folder=folder, user=plan.user, shared=shared)
         await anyio.to_thread.run_sync(box.prepare)
         try:
-            container = await open_container(engine, plan, box)
+            container = await open_container(engine, plan, box, opened_for())
         except SandboxError as error:
             if not shared or transport == "unix" or not any(words in str(error) for words in NOT_THERE):
                 raise
             logger.info("the Docker engine does not see this machine's files, which are copied to the container (%s)", error)
             box, by_socket = Box(folder=folder, user=plan.user, shared=False), False
-            container = await open_container(engine, plan, box)
+            container = await open_container(engine, plan, box, opened_for())
         return Room(plan, engine, box, container, box.socket if by_socket else None, scratch)
     except BaseException:
         await finish(lambda: _leave(engine, scratch), what="the container's folder")
@@ -106,9 +110,9 @@ async def _leave(engine: Engine, scratch: Scratch | None) -> None:
         await engine.close()
 
 
-def _what_is_shared(engine: Engine, plan: Plan, transport: Literal["unix", "stdio"] | None) -> tuple[bool, bool]:
-    """Whether the container can mount this machine's files, and connect to its sockets. Raises SandboxError for ``"unix"`` where not."""
-    runtime = engine.runtime_of(plan.runtime)
+def what_is_shared(engine: Engine, runtime: str | None, transport: Literal["unix", "stdio"] | None) -> tuple[bool, bool]:
+    """Whether a container can mount this machine's files, and connect to its sockets. Raises SandboxError for ``"unix"`` where not."""
+    runtime = engine.runtime_of(runtime)
     on_this_kernel = runtime in RUNTIMES or runtime.startswith("io.containerd.runc")
     files = engine.is_here and not engine.maps_users and (on_this_kernel or any(part in runtime for part in SEES_FILES))
     sockets = files and on_this_kernel
