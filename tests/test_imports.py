@@ -19,7 +19,7 @@ HEAVY = {
     *("starlette", "uvicorn", "rich", "typer"),
 }
 # From the bottom up: nothing reaches, by whatever way, into a later row. A part that is not listed may stand anywhere, but in no cycle.
-ROWS = [{"types", "errors", "guest"}, {"server", "clients"}, {"environments"}, {"rlm"}, {"cli", "viewer", "testing"}]
+ROWS = [{"types", "errors", "guest"}, {"broker", "server", "clients"}, {"environments"}, {"rlm"}, {"cli", "viewer", "testing"}]
 
 Graph = dict[str, set[str]]
 

@@ -15,6 +15,7 @@ from arlm.environments.local import LocalREPL
 from arlm.environments.process import ProcessREPL
 from arlm.guest.confine import grade
 from arlm.testing import conformance
+from arlm.testing.loopback import LoopbackREPL
 
 # A confined worker has no /dev/shm, where the semaphores of multiprocessing live.
 CONFINED = (
@@ -103,10 +104,11 @@ LOCAL_UNMET = {
 LOCAL = conformance.Subject(
     name="local", environment=LocalREPL, unmet={name: reason for reason, names in LOCAL_UNMET.items() for name in names}
 )
-SUBJECTS = [*PROCESSES, LOCAL]
+LOOPBACK = conformance.Subject(name="loopback", environment=LoopbackREPL, unmet=CONFINED, alive=conformance.alive_here)
+SUBJECTS = [*PROCESSES, LOOPBACK, LOCAL]
 
 
-@pytest.fixture(params=[*PROCESSES, pytest.param(LOCAL, marks=pytest.mark.unmeasured)], ids=str)
+@pytest.fixture(params=[*PROCESSES, LOOPBACK, pytest.param(LOCAL, marks=pytest.mark.unmeasured)], ids=str)
 def subject(request: pytest.FixtureRequest) -> conformance.Subject:
     """Each environment in turn."""
     return request.param

@@ -84,6 +84,8 @@ class REPL:
         self._serving: tuple[TaskGroup, Answer] | None = None
         self._worker: Worker | None = None
         self._peer: Peer | None = None
+        self._ticket: Ticket | None = None
+        self._doors: list[Peer] = []  # further connections that ask in this REPL's name
         self._clock: CellClock | None = None
         self._streamed: list[str] = []
         self._streamed_chars = 0
@@ -108,7 +110,8 @@ class REPL:
                 await self._start()
 
     async def _start(self) -> None:
-        ticket = self._handler.expect(self.name, self._functions)
+        ticket = self._ticket = self._handler.expect(self.name, self._functions)
+        ticket.on_door = self._open_door
         try:
             files = [(context.path, context.kind) for context in self.contexts if context.value is None]
             self._worker = await self._place.start_worker(ticket, memory_limit=self._memory_limit, contexts=files)
@@ -170,6 +173,11 @@ class REPL:
         """Kill the worker with everything below it."""
         worker = self._worker
         self._peer = self._worker = self._running = None
+        if self._ticket is not None:
+            self._ticket.shut_doors()
+        doors, self._doors = self._doors, []
+        for door in doors:
+            door.lose("the REPL is over")
         if worker is not None:
             await worker.kill()
 
@@ -205,8 +213,8 @@ class REPL:
     def stop_serving(self) -> None:
         """A run is over: refuse calls until the next one."""
         self._show = self._serving = None
-        if self._peer is not None:
-            self._peer.stop_serving()
+        for peer in self._peers():
+            peer.stop_serving()
 
     async def end_cell(self) -> None:
         """Stop the cell that a cancelled ``run_cell`` left running, so that the next one finds the worker free."""
@@ -224,8 +232,17 @@ class REPL:
     def serve(self, task_group: TaskGroup, answer: Answer) -> None:
         """Answer the functions that cells call; see ``Peer.serve``."""
         self._serving = (task_group, answer)
-        if self._peer is not None:
-            self._peer.serve(task_group, self._counted)
+        for peer in self._peers():
+            peer.serve(task_group, self._counted)
+
+    def _peers(self) -> list[Peer]:
+        self._doors = [door for door in self._doors if door.lost is None]
+        return self._doors if self._peer is None else [self._peer, *self._doors]
+
+    def _open_door(self, peer: Peer) -> None:
+        self._doors.append(peer)
+        if self._serving is not None:
+            peer.serve(self._serving[0], self._counted)
 
     async def _counted(self, method: str, args: dict[str, Any]) -> JSON:
         if self._serving is None:  # it arrived in the turn of the loop in which the run ended
@@ -317,7 +334,8 @@ class REPL:
 
     async def _stop(self, request: asyncio.Future[JSON], why: str, peer: Peer, worker: Worker) -> None:
         text = f"the cell was stopped: {why}"
-        peer.cancel_calls()
+        for asking in {peer, *self._doors}:
+            asking.cancel_calls()
         deadline = asyncio.get_running_loop().time() + GRACE_SECONDS
         while not request.done() and (left := deadline - asyncio.get_running_loop().time()) > 0:
             interrupt = peer.start_call("interrupt", {"reason": text})

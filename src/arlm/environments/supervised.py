@@ -50,21 +50,11 @@ class SupervisedPlace(Place):
 
     async def start_worker(self, ticket: Ticket, *, memory_limit: int | None, contexts: Sequence[tuple[str, str]] = ()) -> Worker:
         """See Place. Large contexts are loaded once, in a process that workers are forked from."""
-        self._count += 1
-        folder = f"{self._folder}/w{self._count}"
-        args = {
-            "token": ticket.token,
-            "dir": folder,
-            "confine": self._doors(folder),
-            "address": {"relay": True} if self._address is None else dict(self._address),
-            "memory_limit": memory_limit,
-            "processes": self._processes,
-        }
         await self._renew()
         holder = await self._holders.find(self._control, contexts, memory_limit)
         if holder is not None:
             try:
-                worker = await self._spawn({**args, "holder": holder.worker.name})
+                worker = await self._spawn(self._args(ticket, memory_limit, holder.worker.name))
             except SandboxError:
                 self._holders.release(holder)  # it was killed meanwhile: the worker loads by itself
             except BaseException:
@@ -74,20 +64,39 @@ class SupervisedPlace(Place):
                 worker.exited.add_done_callback(lambda _: self._holders.release(holder))
                 return worker
         try:
-            worker = await self._spawn(args)
+            worker = await self._spawn(self._args(ticket, memory_limit))
         except SandboxError:
             if not self._is_lost():
                 raise
             await self._renew()  # the supervisor had died and nobody knew yet; a new one takes over
             if self._is_lost():
                 raise
-            worker = await self._spawn(args)
+            worker = await self._spawn(self._args(ticket, memory_limit))
         self._holders.loads_alone(worker, contexts)
         return worker
+
+    def _args(self, ticket: Ticket, memory_limit: int | None, holder: str | None = None) -> dict[str, Any]:
+        """What the supervisor is told of a worker."""
+        self._count += 1
+        folder = f"{self._folder}/w{self._count}"
+        return {
+            "token": ticket.token,
+            "dir": folder,
+            "confine": self._doors(folder),
+            "address": {"relay": True} if self._address is None else dict(self._address),
+            "memory_limit": memory_limit,
+            "processes": self._processes,
+            **({} if holder is None else {"holder": holder}),
+            **self._extras(ticket),
+        }
 
     @abstractmethod
     async def _renew(self) -> None:
         """Have a supervisor again where the last one is lost. Raises SandboxError."""
+
+    def _extras(self, ticket: Ticket) -> dict[str, Any]:
+        """What else a worker of this place is told."""
+        return {}
 
     def _is_lost(self) -> bool:
         return self._control.peer is None or self._control.peer.lost is not None

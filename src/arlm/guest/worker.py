@@ -21,6 +21,7 @@ from . import bounds, capture, cgroups, confine, processes, stubs, values, wire
 from .cells import Interrupter, Session, Surroundings
 from .link import LOST_CONNECTION, Calls, Link
 
+ENQUEUE = ".enqueue"  # in a worker's folder, where there is a broker: its URL and a token, a line each, for programs that are no worker
 HELLO_SECONDS = 30.0  # a host that does not answer the hello in this time is gone
 INTERRUPT = signal.SIGUSR1
 DEFAULT_OUTPUT_CHARS = 20_000
@@ -99,9 +100,16 @@ def _settle_in(spec: Dict[str, Any]) -> None:
     os.chdir(home)
     os.environ["HOME"] = os.environ["TMPDIR"] = home
     sys.path.insert(0, home)
+    if spec.get("enqueue"):
+        with open(ENQUEUE, "w", encoding="utf-8", opener=_private) as file:
+            file.write("".join(f"{line}\n" for line in spec["enqueue"]))
     for number in (signal.SIGTERM, signal.SIGCHLD):
         _signal.signal(number, _signal.SIG_DFL)
     _signal.signal(signal.SIGINT, _signal.default_int_handler)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _limit_memory(limit: Optional[int], held: int) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -24,12 +25,17 @@ UNIX_PATH_BYTES = 100  # sun_path holds 108 on Linux and 104 on macOS, its NUL i
 
 
 class Ticket:
-    """A connection that is expected: its token, and the peer once it is there. A token opens one connection."""
+    """A connection that is expected: its token, and the peer once it is there. A token opens one connection.
+
+    Attributes:
+        on_door: called with each connection that a door's token has opened.
+    """
 
     def __init__(self, handler: LMHandler, name: str, functions: list[dict[str, Any]]) -> None:
         self.token = secrets.token_urlsafe(TOKEN_BYTES)
         self.name = name
         self.functions = functions
+        self.on_door: Callable[[Peer], None] | None = None
         self._handler = handler
         self._peer: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
 
@@ -40,6 +46,15 @@ class Ticket:
     def connected(self, peer: Peer) -> None:
         """For the handler: the connection is here."""
         self._peer.set_result(peer)
+
+    def door(self) -> str:
+        """One more token, for others who ask in this REPL's name: programs that are no worker. It opens any number of connections, until
+        ``shut_doors`` or the handler's end."""
+        return self._handler.add_door(self)
+
+    def shut_doors(self) -> None:
+        """The tokens of ``door`` open nothing any more."""
+        self._handler.remove_doors(self)
 
     def give_up(self, reason: str) -> None:
         """No connection may use this token any more; whoever waits is told."""
@@ -75,6 +90,7 @@ class LMHandler:
         self._hello_seconds = hello_seconds
         self._stall_seconds = stall_seconds
         self._tickets: dict[bytes, Ticket] = {}
+        self._doors: dict[bytes, Ticket] = {}
         self._connections: set[Connection] = set()
         self._listeners: list[Listener] = []
         self._closed = False
@@ -128,6 +144,16 @@ class LMHandler:
         """Forget a ticket."""
         self._tickets.pop(_key(ticket.token), None)
 
+    def add_door(self, ticket: Ticket) -> str:
+        """See Ticket."""
+        token = secrets.token_urlsafe(TOKEN_BYTES)
+        self._doors[_key(token)] = ticket
+        return token
+
+    def remove_doors(self, ticket: Ticket) -> None:
+        """See Ticket."""
+        self._doors = {key: known for key, known in self._doors.items() if known is not ticket}
+
     def connection(self) -> Connection:
         """A protocol for one more connection; also for bytes that arrive by another road than our own socket."""
         connection = Connection(
@@ -143,13 +169,17 @@ class LMHandler:
         if not isinstance(token, str):
             raise wire.WireError("the hello has no token")
         # Looked up by digest: how long it takes says nothing about how much of a guess was right.
-        ticket = self._tickets.pop(_key(token), None)
+        door = self._doors.get(_key(token))
+        ticket = door or self._tickets.pop(_key(token), None)
         if ticket is None:
             raise wire.WireError("the token is not valid")
         peer = Peer(transport, ticket.name)
         for frame in wire.encode({"hello": wire.VERSION, "functions": ticket.functions}):
             transport.write(frame)
-        ticket.connected(peer)
+        if door is None:
+            ticket.connected(peer)
+        elif ticket.on_door is not None:
+            ticket.on_door(peer)
         return peer
 
 

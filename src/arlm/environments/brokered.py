@@ -1,0 +1,306 @@
+"""A place behind a broker: workers of one supervisor in a sandbox, reached by a Poller."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import logging
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ..broker.streams import COMMANDS, FIRST_DOOR, SUPERVISOR
+from ..context import ContextFile
+from ..errors import SandboxError
+from ..guest.confine import MAX_PROCESSES
+from ..lifetimes import finish
+from ..server.connection import Connection
+from ..server.handler import LMHandler, Ticket
+from ..server.poller import Poller
+from ..shortages import told
+from .archive import NAME, archive
+from .carried import CarriedTransport
+from .forkserver import Control
+from .holders import Holders
+from .supervised import SupervisedPlace
+
+if TYPE_CHECKING:
+    from .sandbox import Reach, SandboxEnvironment
+
+logger = logging.getLogger("arlm.environments")
+
+PIECE_BYTES = 1024 * 1024  # of a file that is uploaded
+CONTEXTS = "contexts"
+
+
+class Sandbox(ABC):
+    """One machine somewhere.
+
+    Attributes:
+        folder: a path there that may be written to, for what the host puts there.
+    """
+
+    folder: str
+
+    @abstractmethod
+    async def upload(self, path: str, data: AsyncIterator[bytes]) -> None:
+        """Write a file; folders above it are made. Raises SandboxError."""
+
+    @abstractmethod
+    async def start(self, archive: str, told: bytes) -> Reach:
+        """Start ``python3 -I ARCHIVE`` there, with ``told`` on its standard input. Raises SandboxError.
+
+        Args:
+            archive: the path of the broker's archive, uploaded before.
+            told: one line; its ``port`` and ``host`` may be replaced in it. It has the host's token: never an argument, never a variable.
+        """
+
+    @abstractmethod
+    async def is_gone(self) -> str | None:
+        """Why it is not there any more, in words; None while it is. Raises nothing."""
+
+    @abstractmethod
+    async def destroy(self) -> None:
+        """End it with everything in it; harmless a second time. Raises SandboxError when that could not be ordered."""
+
+
+class Room:
+    """A sandbox with a broker that answers.
+
+    Attributes:
+        control: its supervisor's connection.
+    """
+
+    def __init__(self, environment: SandboxEnvironment, handler: LMHandler) -> None:
+        self.control = Control()
+        self._environment = environment
+        self._handler = handler
+        self._making: asyncio.Future[Sandbox] | None = None
+        self._poller: Poller | None = None
+        self._protocol: asyncio.Protocol | None = None
+        self._doors: dict[int, _DoorTransport] = {}
+        self._digests: dict[int, str] = {}
+        self._numbers = itertools.count()
+        self._closing: asyncio.Future[None] | None = None
+        self._port = 0
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The machine."""
+        assert self._making is not None
+        return self._making.result()
+
+    async def open(self) -> None:
+        """Create it, start the broker, greet the supervisor. Raises SandboxError; ``close`` ends it in any case."""
+        self._making = asyncio.ensure_future(self._environment.create())
+        sandbox = await asyncio.shield(self._making)
+        path = f"{sandbox.folder}/{NAME}"
+        await sandbox.upload(path, _once(archive()))
+        token = secrets.token_urlsafe(32)
+        told = {"token": token, "host": "127.0.0.1", "port": 0, "idle_seconds": self._environment.idle_seconds, "folder": sandbox.folder}
+        reach = await sandbox.start(path, json.dumps(told).encode() + b"\n")
+        self._port = reach.port
+        self._protocol = self.control.protocol(lambda: None)
+        poller = self._poller = Poller(
+            reach.url, token, receive=self._receive, on_lost=self._on_lost, is_gone=sandbox.is_gone, headers=reach.headers
+        )
+        await poller.open()
+        await self.control.greet(_Channel(poller, SUPERVISOR), seal=True)
+
+    def _receive(self, channel: int, data: bytes) -> None:
+        if channel == SUPERVISOR:
+            assert self._protocol is not None
+            self._protocol.data_received(data)
+        elif channel == COMMANDS:
+            self._on_lost("the supervisor in the sandbox ended")
+        elif channel in self._doors:
+            self._doors[channel].feed(data)
+        elif channel in self._digests:
+            assert self._poller is not None
+            door = self._doors[channel] = _DoorTransport(self, channel, self._handler.connection())
+            door.feed(data)
+
+    def _on_lost(self, reason: str) -> None:
+        self.control.lost(reason, f"its sandbox was lost: {reason}")
+        for door in list(self._doors.values()):
+            door.close()
+
+    def open_door(self, ticket: Ticket) -> tuple[str, str]:
+        """Let programs there that are no worker ask in a REPL's name; returns the URL that they use, and the token."""
+        assert self._poller is not None
+        token = ticket.door()
+        channel = FIRST_DOOR + next(self._numbers)
+        self._digests[channel] = hashlib.sha256(token.encode()).hexdigest()
+        command = {"door": self._digests[channel], "channel": channel}
+        self._poller.send(COMMANDS, json.dumps(command).encode())
+        return f"http://127.0.0.1:{self._port}/enqueue", token
+
+    def shut_door(self, channel: int) -> None:
+        """A door's connection is over."""
+        self._doors.pop(channel, None)
+        digest = self._digests.pop(channel, None)
+        if digest is not None and self._poller is not None:
+            self._poller.send(COMMANDS, json.dumps({"shut": digest}).encode())
+
+    def send(self, channel: int, data: bytes) -> None:
+        """Send bytes of a door."""
+        if self._poller is not None:
+            self._poller.send(channel, data)
+
+    async def close(self) -> None:
+        """Destroy it. A second call waits for the first. Raises SandboxError when that could not be ordered."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        try:
+            if self._poller is not None:
+                await self._poller.close()
+        finally:
+            if self._making is not None:
+                await asyncio.wait({self._making})
+                if self._making.exception() is None:
+                    await self._making.result().destroy()
+            self.control.lost("the sandbox was destroyed")
+
+
+class _Channel:
+    """What the supervisor's peer writes to."""
+
+    def __init__(self, poller: Poller, channel: int) -> None:
+        self._poller = poller
+        self._channel = channel
+
+    def write(self, data: bytes) -> None:
+        self._poller.send(self._channel, bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return self._poller.unsent(self._channel)
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+class _DoorTransport(CarriedTransport):
+    """A connection that the broker opened for requests to ``/enqueue``."""
+
+    def __init__(self, room: Room, channel: int, connection: Connection) -> None:
+        super().__init__(connection)
+        self._room = room
+        self._channel = channel
+        connection.connection_made(self)
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        if not self._closed:
+            self._room.send(self._channel, bytes(data))
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._kept.clear()
+            self._room.shut_door(self._channel)
+            asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
+
+
+class BrokeredPlace(SupervisedPlace):
+    """See Place. A lost sandbox is replaced by a fresh one, with the contexts in place."""
+
+    def __init__(self, environment: SandboxEnvironment, handler: LMHandler) -> None:
+        self._room = Room(environment, handler)
+        self._environment = environment
+        self._files: dict[str, Path] = {}  # of contexts: where the host has what stands under a name there
+        self._names = itertools.count(1)
+        self._renewing = asyncio.Lock()
+        self._closed = False
+        super().__init__(
+            self._room.control,
+            handler,
+            folder="",
+            address=None,
+            confine=None,
+            processes=None,
+            holders=Holders(lambda path: str(self._files.get(Path(path).name, path))),
+        )
+
+    async def open(self) -> None:
+        """Have a sandbox. Raises SandboxError; ``close`` ends it in any case."""
+        await self._room.open()
+        self._settle()
+
+    def _settle(self) -> None:
+        folder = self._room.sandbox.folder
+        read = [f"{folder}/{CONTEXTS}", *(["/"] if self._environment.own_image else [])]
+        self._control, self._folder = self._room.control, folder
+        self._confine = {"read": read, "write": [], "network": self._environment.network, "require": False, "processes": MAX_PROCESSES}
+
+    async def _renew(self) -> None:
+        async with self._renewing:
+            if not self._is_lost():
+                return
+            if self._closed:
+                raise SandboxError("the place was closed")
+            await finish(self._room.close, what="a lost sandbox")
+            self._room = Room(self._environment, self._handler)
+            try:
+                await self._room.open()
+                for name, path in self._files.items():
+                    await self._upload(path, name)
+            except BaseException:
+                await finish(self._room.close, what="a sandbox that could not be had")
+                raise
+            self._settle()
+
+    def _extras(self, ticket: Ticket) -> dict[str, Any]:
+        return {"enqueue": list(self._room.open_door(ticket))}
+
+    async def put(self, file: ContextFile) -> str:
+        """See Place: a copy in the sandbox, which stays until it is destroyed."""
+        name = str(next(self._names))
+        self._files[name] = file.path
+        return await self._upload(file.path, name)
+
+    async def drop(self, path: str) -> None:
+        """See Place."""
+        self._files.pop(Path(path).name, None)
+
+    async def _upload(self, path: Path, name: str) -> str:
+        there = f"{self._room.sandbox.folder}/{CONTEXTS}/{name}"
+        try:
+            await self._room.sandbox.upload(there, _pieces(path))
+        except OSError as error:
+            raise SandboxError(f"{path} could not be copied to the sandbox: {told(error)}") from error
+        return there
+
+    async def close(self) -> None:
+        """Destroy the sandbox, and with it all workers."""
+        self._closed = True
+        try:
+            await self._room.close()
+        except SandboxError as error:
+            logger.warning("%s", error)
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(path, "rb") as file:
+        while piece := await file.read(PIECE_BYTES):
+            yield piece

@@ -1,0 +1,65 @@
+"""Sandboxes: machines somewhere that take files, run one program, and are reached by HTTP alone. What an adapter has to say of one."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..lifetimes import finish
+from ..server.handler import LMHandler
+from .base import Environment, Place
+from .brokered import BrokeredPlace, Sandbox
+
+logger = logging.getLogger("arlm.environments")
+
+IDLE_SECONDS = 120.0  # without a word of the host's, after which a broker ends, and with it all that runs there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How a started broker is reached.
+
+    Attributes:
+        url: from the host, without a path.
+        headers: that the gateway wants in each request.
+        port: that it listens on, inside.
+    """
+
+    url: str
+    port: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class SandboxEnvironment(Environment):
+    """An environment whose places are sandboxes. An adapter writes ``create``; all else is shared.
+
+    Attributes:
+        own_image: whether what a sandbox's disk holds is there for cells alone, so that workers may read all of it.
+        network: whether cells may use the network, as far as the sandbox has one.
+        idle_seconds: how long what runs there outlives a host that says nothing.
+    """
+
+    own_image = True
+    network = False
+    idle_seconds = IDLE_SECONDS
+
+    @abstractmethod
+    async def create(self) -> Sandbox:
+        """Have a new sandbox. Raises SandboxError, with nothing left of the attempt.
+
+        It is not cancelled: who asked waits for its end, and destroys what it made.
+        """
+
+    @asynccontextmanager
+    async def open(self, handler: LMHandler, scratch: Path) -> AsyncIterator[Place]:
+        """See Environment. Leaving it destroys the sandbox."""
+        place = BrokeredPlace(self, handler)
+        try:
+            await place.open()
+            yield place
+        finally:
+            await finish(place.close, what=f"the sandbox of {self.name}")
