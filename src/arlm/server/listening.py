@@ -110,7 +110,10 @@ class Listener:
 
 
 def _bound(path: Path | None) -> socket.socket:
-    sock = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX, socket.SOCK_STREAM)
+    if path is None:  # the protocol is named: asyncio switches off the delay of small packets only where it is
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    else:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.bind(("127.0.0.1", 0) if path is None else str(path))
