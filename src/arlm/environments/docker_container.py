@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import secrets
 import signal
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ from ..lifetimes import finish
 from .base import Exit
 from .docker_box import CONTEXTS, GUEST, INSIDE, Box, guest_archive
 from .docker_engine import Engine, EngineDown, NoSuchImage, NotStarted, let_go
+from .docker_input import InputWriter
+from .docker_pull import pull
 from .forkserver import Control, LocalWorker
 from .owner import owner
 
@@ -29,10 +30,10 @@ SHARED_MEMORY_BYTES = 64 * 1024 * 1024  # of /dev/shm, where the locks of multip
 PYTHONS = ("python3", "python")
 NO_PROGRAM = ("executable file not found", "error finding executable", "no such file or directory")
 STDOUT = 1
+LOST = "the connection to its container was lost"
 LAST_WORDS = 2_000  # characters of its standard error that are shown when it ends
 END_SECONDS = 2.0  # from the end of its streams until the engine knows why
 CLOSE_SECONDS = 8.0  # for an engine to remove it, which takes a tenth of a second: below CLEANUP_SECONDS, to say what came of it
-WRITE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,7 @@ class Container:
             await self._engine.upload(self.name, INSIDE, await asyncio.to_thread(guest_archive))
         stream = self._stream = await self._engine.attach(self.name)
         await self._engine.start(self.name)
-        writer = _Writer(stream)
+        writer = InputWriter(stream)
         protocol = self.control.protocol(lambda: None)
         self._pumps = [asyncio.ensure_future(writer.run()), asyncio.ensure_future(self._pump(stream, protocol))]
         await self.control.greet(writer, seal=True)
@@ -168,7 +169,7 @@ class Container:
             async with asyncio.timeout(END_SECONDS):
                 state = await self._engine.last_state(self.name)
         except TimeoutError:
-            return "the connection to its container was lost"
+            return LOST
         except SandboxError:
             return "the Docker engine stopped or restarted, and its container with it"
         if state is None:
@@ -177,6 +178,8 @@ class Container:
             return f"its container ran out of memory: it may have {self._plan.memory_on(self._engine):,} bytes (option `memory`)"
         if state["ExitCode"] == 137:
             return "its container was killed"
+        if state["ExitCode"] == 0:
+            return LOST  # its supervisor saw that too, and ended
         return f"its container ended with status {state['ExitCode']}{said}"
 
     async def upload(self, folder: str, archive: Any) -> None:
@@ -238,56 +241,6 @@ def _name(run: str) -> str:
     return f"arlm-{run or 'place'}-{secrets.token_hex(4)}"
 
 
-class _Writer:
-    """The supervisor's standard input, as a peer writes to it."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
-        self._more = asyncio.Event()
-
-    def write(self, data: bytes) -> None:
-        self._chunks.append(bytes(data))
-        self._size += len(data)
-        self._more.set()
-
-    async def run(self) -> None:
-        """Write what waits, in large pieces; ends with the container."""
-        try:
-            while True:
-                await self._more.wait()
-                taken = self._take()
-                await self._stream.write_in(taken)
-                self._size -= len(taken)
-        except (OSError, RuntimeError, AssertionError):
-            pass  # it has ended; the reader says why
-
-    def _take(self) -> bytes:
-        parts, size = [], 0
-        while self._chunks and size < WRITE_BYTES:
-            parts.append(self._chunks.popleft())
-            size += len(parts[-1])
-        if not self._chunks:
-            self._more.clear()
-        return b"".join(parts)
-
-    def get_write_buffer_size(self) -> int:
-        return self._size
-
-    def close(self) -> None:
-        self._chunks.clear()
-
-    def abort(self) -> None:
-        self.close()
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-
 async def open_container(engine: Engine, plan: Plan, box: Box, run: str) -> Container:
     """Have a container for a run or session, with a supervisor that answers; the image is pulled when it is missing.
 
@@ -299,7 +252,7 @@ async def open_container(engine: Engine, plan: Plan, box: Box, run: str) -> Cont
     try:
         return await _open_with_some_python(engine, plan, box, run)
     except NoSuchImage:
-        await engine.pull(plan.image)
+        await pull(engine, plan.image)
     return await _open_with_some_python(engine, plan, box, run)
 
 

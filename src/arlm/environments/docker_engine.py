@@ -7,15 +7,14 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, SandboxError
 from ..lifetimes import finish
-from .opening import progress
 
 if TYPE_CHECKING:
     from aiodocker import Docker
@@ -24,8 +23,12 @@ if TYPE_CHECKING:
 NO_ENGINE = 900  # aiodocker's status where nothing answers
 ASK_SECONDS = 30.0  # for a request that takes milliseconds, on an engine that is busy with others
 MAKE_SECONDS = 120.0  # for one that may take seconds: many containers at once, a cold disk
-TELL_SECONDS = 1.0  # between two words on a pull that goes on
-MIB = 1024 * 1024
+HINTS = {  # what to do, by what an engine says
+    "unknown runtime": "`docker info` lists the engine's runtimes; option `runtime`",
+    "bind source path does not exist": "the engine's machine does not have it; option `mounts`",
+    "network": "`docker network ls` lists the engine's networks; option `network`",
+    "no space left on device": "`docker system df` shows what fills the engine's disk",
+}
 CREDENTIALS = re.compile(r"(?<=://)[^/\s]\S*@")  # of a URL, wherever it stands in a text
 
 
@@ -76,20 +79,24 @@ class Engine:
         """The runtime that a container gets."""
         return runtime or str(self.info.get("DefaultRuntime") or "runc")
 
+    def at(self, path: str) -> str:
+        """The URL of a part of the API, for the client's session."""
+        return f"{self.docker.docker_host}/{self.docker.api_version}/{path}"
+
     async def create(self, name: str, config: dict[str, Any]) -> None:
         """Make a container. Raises NoSuchImage, EngineDown, SandboxError."""
-        async with _told("the container could not be made", seconds=MAKE_SECONDS):
+        async with Told("the container could not be made", seconds=MAKE_SECONDS):
             await self.docker.containers.create(config, name=name)
 
     async def start(self, name: str) -> None:
         """Start it. Raises NotStarted, EngineDown."""
-        async with _told("the container could not be started", NotStarted, seconds=MAKE_SECONDS):
+        async with Told("the container could not be started", NotStarted, seconds=MAKE_SECONDS):
             await self.docker.containers.container(name).start()
 
     async def attach(self, name: str) -> Stream:
         """Its standard streams; ``let_go`` closes them. Raises EngineDown, SandboxError."""
         stream = self.docker.containers.container(name).attach(stdin=True, stdout=True, stderr=True)
-        async with _told("the container could not be attached to", seconds=MAKE_SECONDS):
+        async with Told("the container could not be attached to", seconds=MAKE_SECONDS):
             await stream.__aenter__()
         return stream
 
@@ -99,17 +106,18 @@ class Engine:
 
     async def upload(self, name: str, folder: str, archive: AsyncIterator[bytes] | bytes) -> None:
         """Unpack a tar archive in a folder of it. Raises SandboxError."""
-        async with _told(f"files could not be copied to {folder} of the container", seconds=None):
+        async with Told(f"files could not be copied to {folder} of the container", seconds=None):
             container: Any = self.docker.containers.container(name)
             await container.put_archive(folder, archive)
 
     async def last_state(self, name: str) -> Mapping[str, Any] | None:
         """Wait for its end; what ``docker inspect`` then says under State, None when there is no such container. Raises EngineDown."""
-        async with _told("the engine could not be asked for the container", seconds=None):
-            container = self.docker.containers.container(name)
+        async with Told("the engine could not be asked for the container", seconds=None):
+            # Not by the client's own method, which leaves the connection open when it is cancelled.
+            async with self.docker.session.post(self.at(f"containers/{name}/wait")) as answer:
+                await answer.read()
             try:
-                await container.wait()
-                shown = await container.show()
+                shown = await self.docker.containers.container(name).show()
             except _docker_error() as error:
                 if error.status == 404:
                     return None
@@ -119,34 +127,36 @@ class Engine:
 
     async def rename(self, name: str, new: str) -> None:
         """Give it another name. Raises SandboxError."""
-        async with _told("the container could not be renamed", seconds=ASK_SECONDS):
+        async with Told("the container could not be renamed", seconds=ASK_SECONDS):
             await self.docker.containers.container(name).rename(new)
 
     async def remove(self, name: str) -> None:
         """Kill and remove it with its volumes; harmless when it is gone. Raises SandboxError."""
-        async with _told("the container could not be removed", seconds=ASK_SECONDS):
-            try:
-                await self.docker.containers.container(name).delete(force=True, v=True)
-            except _docker_error() as error:
-                if error.status != 404 and not (error.status == 409 and "already in progress" in error.message):
-                    raise
+        # Not by the client's own method, which is an async generator: a loop that ends, and a pool with it, can begin none.
+        async with (
+            Told("the container could not be removed", seconds=ASK_SECONDS),
+            self.docker.session.delete(self.at(f"containers/{name}"), params={"force": "true", "v": "true"}) as answer,
+        ):
+            message = "" if answer.ok else await answer.text()
+            if message and answer.status != 404 and not (answer.status == 409 and "already in progress" in message):
+                raise SandboxError(f"the container could not be removed: {message.strip()}")
 
     async def labelled(self, label: str) -> dict[str, Mapping[str, str]]:
         """Every container that has a label, running or not: its name, and its labels. Raises EngineDown."""
-        async with _told("the engine could not be asked for its containers", seconds=ASK_SECONDS):
+        async with Told("the engine could not be asked for its containers", seconds=ASK_SECONDS):
             found = await self.docker.containers.list(all=True, filters=json.dumps({"label": [label]}))
         return {container["Names"][0].removeprefix("/"): container["Labels"] for container in found}
 
     async def labelled_volumes(self, label: str) -> dict[str, Mapping[str, str]]:
         """The same of volumes that no container has: one that was removed by hand leaves its own."""
-        async with _told("the engine could not be asked for its volumes", seconds=ASK_SECONDS):
+        async with Told("the engine could not be asked for its volumes", seconds=ASK_SECONDS):
             volumes: Any = self.docker.volumes
             found = await volumes.list(filters={"label": [label], "dangling": ["true"]})
         return {volume["Name"]: volume["Labels"] for volume in found["Volumes"] or ()}
 
     async def remove_volume(self, name: str) -> None:
         """Remove it; harmless when it is gone, or in use after all. Raises SandboxError."""
-        async with _told(f"the volume {name} could not be removed", seconds=ASK_SECONDS):
+        async with Told(f"the volume {name} could not be removed", seconds=ASK_SECONDS):
             try:
                 volumes: Any = self.docker.volumes
                 await (await volumes.get(name)).delete()
@@ -156,7 +166,7 @@ class Engine:
 
     async def has_image(self, image: str) -> bool:
         """Whether the engine has it."""
-        async with _told("the engine could not be asked for the image", seconds=ASK_SECONDS):
+        async with Told("the engine could not be asked for the image", seconds=ASK_SECONDS):
             try:
                 await self.docker.images.inspect(image)
             except _docker_error() as error:
@@ -164,29 +174,6 @@ class Engine:
                     return False
                 raise
         return True
-
-    async def pull(self, image: str) -> None:
-        """Fetch an image, telling how far it is. Raises SandboxError. Cancelled, the engine stops fetching."""
-        progress(f"pulling the image {image}")
-        layers: dict[str, tuple[int, int]] = {}
-        told = time.monotonic()
-        try:
-            async for step in self.docker.images.pull(image, stream=True):
-                detail = step.get("progressDetail") or {}
-                if step.get("status") == "Downloading" and detail.get("total"):
-                    layers[step["id"]] = (int(detail.get("current", 0)), int(detail["total"]))
-                if layers and time.monotonic() - told >= TELL_SECONDS:
-                    told = time.monotonic()
-                    here, whole = (sum(sizes) // MIB for sizes in zip(*layers.values(), strict=True))
-                    progress(f"pulling the image {image}: {here:,} of {whole:,} MiB")
-        except _docker_error() as error:
-            if error.status == NO_ENGINE:
-                raise EngineDown(_advice(error.message)) from error
-            raise SandboxError(
-                f"the image {image!r} is not on the Docker engine and could not be pulled: {error.message}; pull, load or build it there, "
-                "or name one that is there by the environment's option `image`"
-            ) from error
-        progress(f"the image {image} is there")
 
 
 async def let_go(stream: Stream) -> None:
@@ -207,7 +194,7 @@ async def connect(url: str | None) -> Engine:
     """
     docker, where = _client(url)
     try:
-        async with _told("the Docker engine could not be asked what it is", seconds=ASK_SECONDS):
+        async with Told("the Docker engine could not be asked what it is", seconds=ASK_SECONDS):
             info = await docker.system.info()
         return Engine(docker=docker, url=where, info=info)
     except BaseException:
@@ -264,22 +251,55 @@ def _client_error() -> type[Any]:
     return ClientError
 
 
-@asynccontextmanager
-async def _told(what: str, kind: type[SandboxError] = SandboxError, *, seconds: float | None) -> AsyncIterator[None]:
-    """Turn what the client raises, or its silence for so long, into an error of ours."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except _docker_error() as error:
-        if error.status == NO_ENGINE:
-            raise EngineDown(_advice(error.message)) from error
-        if error.status == 404 and "No such image" in error.message:
-            raise NoSuchImage(error.message) from error
-        raise kind(f"{what}: {error.message}") from error
-    except TimeoutError as error:
-        raise EngineDown(f"{what}: the Docker engine did not answer{f' within {seconds:g} s' if seconds else ''}") from error
-    except (OSError, _client_error()) as error:
-        raise EngineDown(f"{what}: the connection to the Docker engine broke ({error})") from error
+def _no_connection() -> type[Any]:
+    from aiohttp import ClientConnectorError
+
+    return ClientConnectorError
+
+
+class Told:
+    """Turn what the client raises in a block, or its silence for so long, into an error of ours.
+
+    No async generator, as in ``Engine.remove``.
+    """
+
+    def __init__(self, what: str, kind: type[SandboxError] = SandboxError, *, seconds: float | None) -> None:
+        self._what = what
+        self._kind = kind
+        self._seconds = seconds
+        self._limit = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            error = late
+        if isinstance(error, Exception) and (known := self._error(error)) is not None:
+            raise known from error
+
+    def _error(self, error: Exception) -> SandboxError | None:
+        """What is said of it; None: it is a defect, and passes."""
+        if isinstance(error, _docker_error()):
+            if error.status == NO_ENGINE:
+                return EngineDown(_advice(error.message))
+            if error.status == 404 and "No such image" in error.message:
+                return NoSuchImage(error.message)
+            return self._kind(f"{self._what}: {error.message}{_hint(error.message)}")
+        if isinstance(error, TimeoutError):
+            within = "" if self._seconds is None else f" within {self._seconds:g} s"
+            return EngineDown(f"{self._what}: the Docker engine did not answer{within}")
+        if isinstance(error, _no_connection()):
+            return EngineDown(_advice(str(error)))
+        if isinstance(error, (OSError, _client_error())):
+            return EngineDown(f"{self._what}: the connection to the Docker engine broke ({error})")
+        return None
+
+
+def _hint(message: str) -> str:
+    return next((f" ({hint})" for words, hint in HINTS.items() if words in message.lower()), "")
 
 
 def _advice(message: str) -> str:
