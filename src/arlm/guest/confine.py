@@ -10,9 +10,11 @@ Numbers are the kernel's: include/uapi/linux/landlock.h, seccomp.h, prctl.h.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import resource
+import stat
 import struct
 import sys
 from typing import Any, Dict, Iterable, List, Optional, Tuple
@@ -51,6 +53,7 @@ MAX_PROCESSES = 512  # and threads, of a worker with all that it starts: enough 
 SIBLINGS = 2048  # processes and threads that other runs of the user may come to have: the kernel's limit counts them all
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_supervisor = 0  # the process that forks the others, once it has prepared
 
 
 class NotConfined(Exception):
@@ -80,6 +83,8 @@ def landlock_version() -> int:
 
 def prepare() -> None:
     """Look up what does not change, once, in the process that forks the others."""
+    global _supervisor
+    _supervisor = os.getpid()
     _readable()
     grade()
     if _has_seccomp():
@@ -122,9 +127,18 @@ def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require
 
 
 def seal() -> None:
-    """Close this process to others of its user: to ``ptrace``, its memory, its descriptors. For one that runs no cells."""
+    """Close this process to others of its user: to ``ptrace``, its memory, its descriptors. For one that runs no cells.
+
+    Pipes that it was started with get a mode that lets nobody open them: gVisor opens another process's descriptors for all of its user.
+    """
     if _libc is not None:
         _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+        for number in (0, 1, 2):
+            try:
+                if stat.S_ISFIFO(os.fstat(number).st_mode):
+                    os.fchmod(number, 0)
+            except OSError:
+                pass  # closed, or somebody else's
 
 
 def unseal() -> None:
@@ -221,7 +235,10 @@ def _python() -> List[str]:
 
 @functools.lru_cache(maxsize=None)
 def _has_seccomp() -> bool:
-    return _libc is not None and syscalls.known() and os.path.exists("/proc/sys/kernel/seccomp")
+    if _libc is None or not syscalls.known():
+        return False
+    # Where there are filters, one that cannot be read is a bad address. gVisor has them, and no file that says so.
+    return bool(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, None, 0, 0) < 0 and ctypes.get_errno() == errno.EFAULT)
 
 
 def _seccomp(network: bool) -> None:
@@ -232,7 +249,7 @@ def _seccomp(network: bool) -> None:
 @functools.lru_cache(maxsize=None)
 def _program(network: bool) -> Tuple[bytes, Any]:
     """The filter as the kernel takes it, and the memory that it points to."""
-    code = syscalls.build(network)
+    code = syscalls.build(network, _supervisor)
     buffer = ctypes.create_string_buffer(code, len(code))
     return struct.pack("=H6xQ", len(code) // 8, ctypes.addressof(buffer)), buffer
 

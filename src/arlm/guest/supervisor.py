@@ -336,6 +336,9 @@ class Supervisor:
             if pid == 0:
                 return True
             self._pause = PAUSE_SECONDS[0]
+            if os.WIFSTOPPED(status):
+                processes.kill(pid)  # it has asked to be traced by its parent, and has not ended
+                continue
             if pid not in self._children:
                 self._hear_all()
             if pid in self._children:

@@ -77,6 +77,11 @@ NOT_WITH: Dict[str, Tuple[Tuple[int, int], int, Tuple[int, ...]]] = {
     "ioctl": ((16, 29), 1, (0x40086602, 0x40046602, 0x401C5820, 0x40087602, 0x40047602, 0x800C6613, 0x40806685, 0x5412, 0x541C)),
     "prctl": ((157, 167), 0, (36,)),  # PR_SET_CHILD_SUBREAPER: orphans of a worker stay with it, which is how they are found
 }
+# Calls whose first argument must not be the supervisor, which answers for all workers: Landlock keeps signals from it from Linux 6.12 on.
+NOT_THE_SUPERVISOR: Dict[str, Tuple[int, int]] = {
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_open": (434, 434),
+}  # fmt: skip
 CLONE = (56, 220)
 CLONE_REFUSED = 0x7E020000 | 0x8000  # every CLONE_NEW… flag; CLONE_PARENT, by which a child would be the supervisor's
 SOCKET, SOCKETPAIR, CONNECT = (41, 198), (53, 199), (42, 203)
@@ -91,10 +96,11 @@ def known() -> bool:
     return platform.machine() in AUDIT_ARCH
 
 
-def build(network: bool) -> bytes:
+def build(network: bool, supervisor: int = 0) -> bytes:
     """The filter's program, an array of ``struct sock_filter``.
 
     Args:
+        supervisor: the process that is not to be signalled; 0: none.
         network: leave IP sockets and connecting open. Unix sockets by path are closed with it or without: they are doors into other
             programs of the user (containers, keys, desktops), not the network.
     """
@@ -115,6 +121,8 @@ def build(network: bool) -> bytes:
         rules += _on(numbers[at], [rule for argument, value in needed for rule in _unless(argument, (value,), errno.EPERM)])
     for numbers, argument, values in NOT_WITH.values():
         rules += _on(numbers[at], [_argument(argument), *(rule for value in values for rule in (_if(value, 0, 1), _refuse(errno.EPERM)))])
+    for numbers in NOT_THE_SUPERVISOR.values() if supervisor else ():
+        rules += _on(numbers[at], [_argument(0), _if(supervisor, 0, 1), _refuse(errno.EPERM)])
     rules += _on(CLONE[at], [_argument(0), _if_any_bit(CLONE_REFUSED, 0, 1), _refuse(errno.EPERM)])
     rules += _sockets(network, at)
     rules.append(_answer(ALLOW))

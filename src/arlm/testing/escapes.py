@@ -15,17 +15,20 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..environments.repl import REPL
 from .bench import Bench, Subject, open_bench
-from .payloads import Escape
+from .payloads import Escape, Proof
 
+CELL_SECONDS = 20.0
 RESULT_CHARS = 6_000_000  # of what a payload returned: more than any returns, less than the wire carries
 SETTLE_SECONDS = 0.2  # for what a payload set off: a packet of a subprocess, the end of a killed process
+WORDS = {"contact": "a listener was reached", "killed": "a process was ended or stopped", "file": "a file was written outside"}
 NOTHING = ("None", "False", "0", "''", "b''", "[]", "")
 
 
@@ -91,6 +94,18 @@ class Targets:
             return True
         return _state(self.bystander.pid) in "Tt"
 
+    def seen(self, proof: Proof) -> bool:
+        """Whether there is this proof of an escape."""
+        match proof:
+            case "contact":
+                return self.contacted()
+            case "killed":
+                return self.harmed()
+            case "file":
+                return any(self.outside.iterdir())
+            case "canary" | "true":
+                return False  # what the payload returned shows it
+
     def restore(self) -> None:
         """Make everything as it was before the payload."""
         self.contacted()
@@ -101,6 +116,11 @@ class Targets:
         if self.harmed():
             _end(self.bystander)
             self.bystander = _bystander(self.canary)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process of this machine is there no more."""
+    return _state(pid) in "ZX"
 
 
 def _state(pid: int) -> str:
@@ -176,33 +196,41 @@ async def attempt(subject: Subject, escape: Escape, targets: Targets, *, supervi
         supervisor: the process that forks the workers, where there is one on this machine.
     """
     targets.restore()
-    async with open_bench(subject, cell_timeout=20.0) as bench:
+    forker = supervisor if supervisor is not None else targets.bystander.pid
+
+    async def seen(proof: Proof) -> bool:
+        return targets.seen(proof) or (proof == "killed" and has_ended(forker))
+
+    async with open_bench(subject, cell_timeout=CELL_SECONDS) as bench:
         await bench.context("the context")
-        forker = supervisor if supervisor is not None else targets.bystander.pid
-        told = targets.for_code(bench, forker)
-        code = (
-            f"def payload(t):\n{textwrap.indent(escape.code, '    ')}\n"
-            f"try:\n    got = payload({told!r})\nexcept BaseException as error:\n    got = None\n"
-            f"answer.update(content=repr(got)[:{RESULT_CHARS}], ready=True)"
-        )
-        cell = await bench.cell(code)
-        got = cell.answer if isinstance(cell.answer, str) else ""
-        if escape.proof in ("contact", "killed"):
-            await asyncio.sleep(SETTLE_SECONDS)
-        return _proof(escape, got, cell.output, targets, forker)
+        return await attempt_in(bench.repl, escape, targets.for_code(bench, forker), canary=targets.canary, seen=seen)
 
 
-def _proof(escape: Escape, got: str, output: str, targets: Targets, supervisor: int) -> str | None:
-    if targets.canary in got or targets.canary in output:
+async def attempt_in(
+    repl: REPL, escape: Escape, told: Mapping[str, Any], *, canary: str, seen: Callable[[Proof], Awaitable[bool]]
+) -> str | None:
+    """Run one payload in a REPL that is there; returns what shows that it escaped, or None.
+
+    Args:
+        told: the targets, as code in the REPL knows them.
+        canary: the secret among them.
+        seen: whether the targets show that they were contacted, ended, written to.
+    """
+    code = (
+        f"def payload(t):\n{textwrap.indent(escape.code, '    ')}\n"
+        f"try:\n    got = payload({dict(told)!r})\nexcept BaseException as error:\n    got = None\n"
+        f"answer.update(content=repr(got)[:{RESULT_CHARS}], ready=True)"
+    )
+    cell = await repl.run_cell(code, 1)
+    got = cell.answer if isinstance(cell.answer, str) else ""
+    if canary in got or canary in cell.output:
         return "it has the canary"
+    if escape.proof in ("contact", "killed"):
+        await asyncio.sleep(SETTLE_SECONDS)
     match escape.proof:
-        case "contact":
-            return "a listener was reached" if targets.contacted() else None
-        case "killed":
-            return "a process was ended or stopped" if _state(supervisor) in "ZX" or targets.harmed() else None
-        case "file":
-            return "a file was written outside" if any(targets.outside.iterdir()) else None
         case "true":
             return f"it returned {got[:60]}" if got not in NOTHING else None
         case "canary":
             return None
+        case _:
+            return WORDS[escape.proof] if await seen(escape.proof) else None
