@@ -6,7 +6,10 @@
     POST /enqueue                          anybody here with a REPL's token: {"call": "llm_query", "args": {"prompt": "…"}};
                                            answered, when the host has, with {"ok": value} or {"error": {"type": …, "message": …}}
 
-Every request has its token in the header ``x-arlm-token``. A wrong one, or the guest's on a route of the host's, gets 401 and nothing else.
+The answers to the first two name the request's ``asked``, if its query has one: a gateway may serve an old answer again.
+Every request has its token in the header ``x-arlm-token``. A wrong one, or the guest's on a route of the host's, gets 401 and nothing else,
+before a byte of its body is read. The host's is compared in constant time (``relay.same``), a guest's is looked up by its digest
+(``Relay.door``): how long that takes says nothing about how much of a guess was right.
 """
 
 from __future__ import annotations
@@ -14,33 +17,37 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from .relay import Refused, Relay, same
+from .relay import Busy, Refused, Relay, same
 from .streams import BODY_BYTES, TOKEN, Broken, Packet, unpack
 
 PACKET = "application/x-arlm-packet"
 LONGEST_POLL_SECONDS = 60.0
+BODY_SECONDS = 60.0  # for a request's body to come
+ASKED_CHARS = 100  # of what a request is called
 
 Handler = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
 
 
 class Broker:
     """The application and when the host was last heard of.
 
     Attributes:
-        heard: on ``time.monotonic``'s clock.
         app: for uvicorn.
     """
 
     def __init__(self, relay: Relay, host_token: str) -> None:
-        self.heard = time.monotonic()
+        self._heard = time.monotonic()
+        self._waiting = 0  # polls of the host's
         self._relay = relay
         self._token = host_token
         self.app = Starlette(
@@ -51,21 +58,26 @@ class Broker:
                 Route("/enqueue", self._enqueue, methods=["POST"]),
             ]
         )
+        self.app.router.redirect_slashes = False
+
+    def heard(self) -> float:
+        """When the host was last heard of, by ``time.monotonic``: now, while it waits for news."""
+        return time.monotonic() if self._waiting else self._heard
 
     def _for_host(self, handle: Handler) -> Handler:
         async def guarded(request: Request) -> Response:
             if not same(request.headers.get(TOKEN, ""), self._token):
                 return _refused(401, "the token is not valid here")
-            self.heard = time.monotonic()
+            self._heard = time.monotonic()
             try:
                 return await handle(request)
             finally:
-                self.heard = time.monotonic()
+                self._heard = time.monotonic()
 
         return guarded
 
     async def _health(self, _request: Request) -> Response:
-        return JSONResponse({"ok": True, "epoch": self._relay.epoch})
+        return _json({"ok": True, "epoch": self._relay.epoch})
 
     async def _pending(self, request: Request) -> Response:
         asked = request.query_params
@@ -75,58 +87,99 @@ class Broker:
             return _refused(400, "after and wait are numbers")
         if after < 0 or not 0 <= wait <= LONGEST_POLL_SECONDS:
             return _refused(400, f"after is at least 0, wait at most {LONGEST_POLL_SECONDS:g}")
-        return _packet(await self._relay.pending(asked.get("epoch", ""), after, wait))
+        self._waiting += 1
+        try:
+            return _packet(await _unless_left(request, self._relay.pending(asked.get("epoch", ""), after, wait)), request)
+        except ClientDisconnect:
+            return _left_alone()
+        finally:
+            self._waiting -= 1
 
     async def _respond(self, request: Request) -> Response:
         try:
-            body = await _body(request)
-            return _packet(await self._relay.respond(unpack(body)))
-        except (Broken, ClientDisconnect) as error:
+            return _packet(await self._relay.respond(unpack(await _body(request))), request)
+        except Broken as error:
             return _refused(400, f"the body cannot be read: {error}")
-        except _TooLong:
-            return _refused(413, f"a body may have {BODY_BYTES:,} bytes")
+        except Refused as error:
+            return _refused(503, str(error))
+        except _BodyRefused as error:
+            return _refused(error.status, str(error))
+        except ClientDisconnect:
+            return _left_alone()
 
     async def _enqueue(self, request: Request) -> Response:
         door = self._relay.door(request.headers.get(TOKEN, ""))
         if door is None:
             return _refused(401, "the token is not valid here")
         try:
-            asked = json.loads(await _body(request))
-            method, args = asked["call"], asked.get("args", {})
-            if not isinstance(method, str) or not isinstance(args, dict):
-                raise TypeError
-        except _TooLong:
-            return _refused(413, f"a body may have {BODY_BYTES:,} bytes")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ClientDisconnect):
-            return _refused(400, 'the body is {"call": name, "args": {…}}')
-        calling = asyncio.ensure_future(door.call(method, args))
-        leaving = asyncio.ensure_future(_left(request))
-        try:
-            await asyncio.wait({calling, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not calling.done():
-                return _refused(499, "nobody waits for it")
-            return JSONResponse(calling.result())
+            with door.admitted():
+                await self._relay.room()
+                asking = door.ask(*_asked(await _body(request, door.hold)))
+                return _json(await _unless_left(request, asking))
+        except Busy as error:
+            return _refused(429, str(error))
         except Refused as error:
             return _refused(503, str(error))
-        finally:
-            calling.cancel()
-            leaving.cancel()
-            await asyncio.wait({calling, leaving})
+        except _BodyRefused as error:
+            return _refused(error.status, str(error))
+        except ClientDisconnect:
+            return _left_alone()
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return _refused(400, 'the body is {"call": name, "args": {…}}')
 
 
-class _TooLong(Exception):
-    pass
+def _asked(body: bytes) -> tuple[str, dict[str, Any]]:
+    """Method and arguments of a request to ``/enqueue``. Raises ValueError, KeyError, TypeError or RecursionError."""
+    asked = json.loads(body)
+    method, args = asked["call"], asked.get("args", {}) if isinstance(asked, dict) else None
+    if not isinstance(method, str) or not isinstance(args, dict):
+        raise TypeError
+    return method, args
 
 
-async def _body(request: Request) -> bytes:
+class _BodyRefused(Exception):
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+async def _body(request: Request, hold: Callable[[int], None] = lambda size: None) -> bytes:
+    """A request's body; ``hold`` is told of its bytes while they are read. Raises _BodyRefused, ClientDisconnect, what ``hold`` does."""
+    if int(request.headers.get("content-length", "0")) > BODY_BYTES:
+        raise _BodyRefused(413, f"a body may have {BODY_BYTES:,} bytes")
+    try:
+        return await asyncio.wait_for(_whole(request, hold), BODY_SECONDS)
+    except asyncio.TimeoutError:  # noqa: UP041 - another class on Python 3.10
+        raise _BodyRefused(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+
+
+async def _whole(request: Request, hold: Callable[[int], None]) -> bytes:
     parts = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > BODY_BYTES:
-            raise _TooLong
-        parts.append(part)
-    return b"".join(parts)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            hold(len(part))
+            if size > BODY_BYTES:
+                raise _BodyRefused(413, f"a body may have {BODY_BYTES:,} bytes")
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        hold(-size)
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives. Raises ClientDisconnect, with the work cancelled, when whoever asked has gone."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait({working, leaving})
 
 
 async def _left(request: Request) -> None:
@@ -135,10 +188,18 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _packet(packet: Packet) -> Response:
+def _packet(packet: Packet, request: Request) -> Response:
+    packet = replace(packet, asked=request.query_params.get("asked", "")[:ASKED_CHARS])
     return Response(packet.pack(), media_type=PACKET, headers={"cache-control": "no-store"})
 
 
+def _json(facts: dict[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(facts), status, media_type="application/json")  # in ASCII, so that lone surrogates survive
+
+
 def _refused(status: int, why: str) -> Response:
-    facts: dict[str, Any] = {"error": {"type": "Refused", "message": why}}
-    return JSONResponse(facts, status_code=status)
+    return _json({"error": {"type": "Refused", "message": why}}, status)
+
+
+def _left_alone() -> Response:
+    return _refused(499, "nobody waits for it")

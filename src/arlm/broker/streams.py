@@ -3,11 +3,12 @@
 A *piece* is some bytes on a *channel*; pieces are numbered from 1. What was sent is kept until the other side has said that it has it, and
 what comes twice is taken once. A *packet* carries consecutive pieces in one HTTP body:
 
-    one line of JSON: {"epoch": …, "after": …, "first": …, "pieces": [[channel, bytes], …], "sum": …}\\n
+    one line: a sum, a space, {"epoch": …, "asked": …, "after": …, "first": …, "pieces": [[channel, bytes], …]}\\n
     the bytes of the pieces, one after the other
 
-``epoch`` names one life of the broker, ``after`` is how many pieces of the other direction have been taken, ``sum`` is BLAKE2b over the
-line without it and the bytes: gateways cut bodies, answer with pages of their own, and serve old answers again.
+``epoch`` names one life of the broker, ``asked`` the request that is answered, ``after`` is how many pieces of the other direction
+have been taken, ``sum`` is BLAKE2b over the line without it and the bytes: gateways cut bodies, answer with pages of their own, and
+serve old answers again.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 TOKEN = "x-arlm-token"  # noqa: S105 - the header; not Authorization, which gateways use themselves
+CONTEXTS = "contexts"  # below the folder that a broker is told: what the host puts there for workers
 SUPERVISOR, COMMANDS, FIRST_DOOR = 0, 1, 2  # channels; each door of /enqueue has one from the third on
 SUM_BYTES = 16
 LINE_BYTES = 256 * 1024  # of a packet's first line
 MAX_PIECES = 4_096  # in one packet
 PACKET_BYTES = 4 * 1024 * 1024  # in one packet, as far as pieces are smaller
-PIECE_BYTES = 1024 * 1024  # of one piece
+PIECE_BYTES = 256 * 1024  # of one piece; many gateways take a megabyte in a body, if not told otherwise
 BODY_BYTES = 16 * 1024 * 1024  # of a body that is read at all
 
 
@@ -44,46 +46,59 @@ class Packet:
         after: how many pieces of the other direction the sender has taken.
         first: the number of the first piece.
         pieces: channel and bytes of each.
+        asked: in an answer, what its request was called by the query's ``asked``: another one's answer is told by it.
     """
 
     epoch: str
     after: int
     first: int
     pieces: list[tuple[int, bytes]]
+    asked: str = ""
 
     def pack(self) -> bytes:
         """As a body."""
-        data = b"".join(data for _, data in self.pieces)
         facts = {
             "epoch": self.epoch,
+            "asked": self.asked,
             "after": self.after,
             "first": self.first,
             "pieces": [[channel, len(data)] for channel, data in self.pieces],
         }
-        line = json.dumps({**facts, "sum": _sum(facts, data)}, separators=(",", ":"))
-        return line.encode() + b"\n" + data
+        line = json.dumps(facts, separators=(",", ":")).encode() + b"\n"
+        data = b"".join(data for _, data in self.pieces)
+        return b"".join((_sum(line, data), b" ", line, data))
 
 
-def _sum(facts: dict[str, object], data: bytes) -> str:
-    said = hashlib.blake2b(json.dumps(facts, separators=(",", ":")).encode(), digest_size=SUM_BYTES)
+def _sum(line: bytes, data: bytes | memoryview) -> bytes:
+    said = hashlib.blake2b(line, digest_size=SUM_BYTES)
     said.update(data)
-    return said.hexdigest()
+    return said.hexdigest().encode()
 
 
 def unpack(body: bytes) -> Packet:
     """Read a body. Raises Broken, whatever it is."""
-    line, newline, data = body.partition(b"\n")
-    if not newline or len(line) > LINE_BYTES:
-        raise Broken("it is no packet")
+    end = body.find(b"\n", 0, LINE_BYTES) + 1
+    told, _, line = body[:end].partition(b" ")
+    data = memoryview(body)[end:]
+    if not line or told != _sum(line, data):
+        raise Broken("it is no packet, or was cut or changed on its way")
     try:
         facts = json.loads(line)
-        told = facts.pop("sum")
-        packet = Packet(str(facts["epoch"]), _number(facts["after"]), _number(facts["first"]), list(_cut(facts["pieces"], data)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Broken("it is no packet") from None
-    if told != _sum(facts, data):
-        raise Broken("it was cut or changed on its way")
-    return packet
+        return Packet(
+            _text(facts["epoch"]),
+            _number(facts["after"]),
+            _number(facts["first"]),
+            list(_cut(facts["pieces"], data)),
+            _text(facts["asked"]),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise Broken("it has the sum of a packet, and is none") from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def _number(value: object) -> int:
@@ -92,13 +107,13 @@ def _number(value: object) -> int:
     return value
 
 
-def _cut(sizes: list[list[int]], data: bytes) -> list[tuple[int, bytes]]:
+def _cut(sizes: list[list[int]], data: memoryview) -> list[tuple[int, bytes]]:
     if len(sizes) > MAX_PIECES or sum(_number(size) for _, size in sizes) != len(data):
         raise ValueError
     pieces = []
     start = 0
     for channel, size in sizes:
-        pieces.append((_number(channel), data[start : start + size]))
+        pieces.append((_number(channel), bytes(data[start : start + size])))
         start += size
     return pieces
 
@@ -142,12 +157,12 @@ class Outgoing:
             if not self._waiting[channel]:
                 del self._waiting[channel]
 
-    def next(self) -> tuple[int, list[tuple[int, bytes]]]:
-        """The number of the first piece that waits, and as many from it on as a packet carries."""
+    def next(self, most: int = PACKET_BYTES) -> tuple[int, list[tuple[int, bytes]]]:
+        """The number of the first piece that waits, and as many from it on as a packet of ``most`` bytes carries: one at least."""
         chosen: list[tuple[int, bytes]] = []
         size = 0
         for piece in self._pieces:
-            if len(chosen) >= MAX_PIECES or (chosen and size + len(piece[1]) > PACKET_BYTES):
+            if len(chosen) >= MAX_PIECES or (chosen and size + len(piece[1]) > most):
                 break
             chosen.append(piece)
             size += len(piece[1])
