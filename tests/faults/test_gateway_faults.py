@@ -41,15 +41,15 @@ ALL_KINDS = Rates(
 
 CALLS = """
 from concurrent.futures import ThreadPoolExecutor
-with ThreadPoolExecutor(16) as pool:
+with ThreadPoolExecutor(THREADS) as pool:
     own = list(pool.map(lambda n: llm_query(f"single {n}"), range(SINGLE)))
 batch = llm_query_batched([f"batch {n}" for n in range(BATCH)])
 print(own == [f"single {n}" for n in range(SINGLE)], batch == [f"batch {n}" for n in range(BATCH)], len(own) + len(batch))
 """
 
 
-def calls(single: int, batch: int) -> str:
-    return CALLS.replace("SINGLE", str(single)).replace("BATCH", str(batch))
+def calls(single: int, batch: int, *, threads: int = 16) -> str:
+    return CALLS.replace("SINGLE", str(single)).replace("BATCH", str(batch)).replace("THREADS", str(threads))
 
 
 @pytest_asyncio.fixture
@@ -70,12 +70,13 @@ async def bench(gateway: Gateway) -> AsyncIterator[Bench]:
 async def test_of_a_thousand_calls_each_is_answered_once(rates: Rates, gateway: Gateway, bench: Bench) -> None:
     before = gateway.counts["requests"]
     gateway.plan = rates
-    assert await bench.out(calls(700, 300)) == "True True 1000\n"
+    assert await bench.out(calls(700, 300, threads=3)) == "True True 1000\n"
     gateway.plan = None
     assert Counter(bench.script.prompts) == Counter([f"single {n}" for n in range(700)] + [f"batch {n}" for n in range(300)])
     requests = gateway.counts["requests"] - before
     faults = sum(1 for entry in gateway.log[before:] if entry.fault is not None)
     assert faults > requests * 0.05
+    assert requests > 400
     print(f"{requests} requests, {faults} faults: {dict(gateway.counts)}")
 
 
@@ -152,4 +153,4 @@ async def test_a_run_through_a_gateway_that_fails_gives_the_right_answer(gateway
     model = ScriptedLM([f"```repl\n{code}\n```"], sub=lambda _: "ok")
     result = await arlm.run("q", context="c" * 200_000, model=model, environment=loopback(gateway))
     assert result.answer == "True"
-    assert result.usage.calls == 51
+    assert len(model.calls) == 51

@@ -84,6 +84,10 @@ class Place(ABC):
     async def put(self, file: ContextFile) -> str:
         """Make a context readable for workers; returns its path there. The file stays as it is until it is dropped."""
 
+    def where(self, path: str) -> str:
+        """Where a context is now, by the path that ``put`` gave: a place that was replaced may have it elsewhere."""
+        return path
+
     async def drop(self, path: str) -> None:  # noqa: B027 - a place that reads the host's own files has nothing to take away
         """A context that no worker reads any more, by its path there, may be taken away."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..broker.streams import COMMANDS, FIRST_DOOR, SUPERVISOR
+from ..broker.streams import COMMANDS, CONTEXTS, FIRST_DOOR, SUPERVISOR
 from ..context import ContextFile
 from ..errors import SandboxError
 from ..guest.confine import MAX_PROCESSES
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("arlm.environments")
 
 PIECE_BYTES = 1024 * 1024  # of a file that is uploaded
-CONTEXTS = "contexts"
 
 
 class Sandbox(ABC):
@@ -108,7 +107,14 @@ class Room:
         self._port = reach.port
         self._protocol = self.control.protocol(lambda: None)
         poller = self._poller = Poller(
-            reach.url, token, receive=self._receive, on_lost=self._on_lost, is_gone=sandbox.is_gone, headers=reach.headers
+            reach.url,
+            token,
+            receive=self._receive,
+            on_lost=self._on_lost,
+            is_gone=sandbox.is_gone,
+            headers=reach.headers,
+            wait_seconds=min(self._environment.wait_seconds, self._environment.idle_seconds / 3),  # one poll may be lost
+            lost_seconds=self._environment.lost_seconds,
         )
         await poller.open()
         await self.control.greet(_Channel(poller, SUPERVISOR), seal=True)
@@ -256,33 +262,54 @@ class BrokeredPlace(SupervisedPlace):
             if self._closed:
                 raise SandboxError("the place was closed")
             await finish(self._room.close, what="a lost sandbox")
-            self._room = Room(self._environment, self._handler)
+            room = Room(self._environment, self._handler)
             try:
-                await self._room.open()
-                for name, path in self._files.items():
-                    await self._upload(path, name)
+                await room.open()
+                await self._upload_all(room.sandbox)
             except BaseException:
-                await finish(self._room.close, what="a sandbox that could not be had")
+                await finish(room.close, what="a sandbox that could not be had")
                 raise
+            self._room = room
             self._settle()
 
-    def _extras(self, ticket: Ticket) -> dict[str, Any]:
-        return {"enqueue": list(self._room.open_door(ticket))}
+    def _prepare(self, ticket: Ticket) -> None:
+        ticket.extra["enqueue"] = list(self._room.open_door(ticket))
 
     async def put(self, file: ContextFile) -> str:
         """See Place: a copy in the sandbox, which stays until it is destroyed."""
         name = str(next(self._names))
         self._files[name] = file.path
-        return await self._upload(file.path, name)
+        try:
+            await self._renew()
+            room = self._room
+            await self._upload(room.sandbox, file.path, name)
+            if self._room is not room:  # lost meanwhile, and its successor may have been filled before
+                await self._upload(self._room.sandbox, file.path, name)
+        except BaseException:
+            self._files.pop(name, None)
+            raise
+        return self.where(name)
+
+    def where(self, path: str) -> str:
+        """See Place: in the sandbox that there is now."""
+        return f"{self._room.sandbox.folder}/{CONTEXTS}/{Path(path).name}"
 
     async def drop(self, path: str) -> None:
         """See Place."""
         self._files.pop(Path(path).name, None)
 
-    async def _upload(self, path: Path, name: str) -> str:
-        there = f"{self._room.sandbox.folder}/{CONTEXTS}/{name}"
+    async def _upload_all(self, sandbox: Sandbox) -> None:
+        for name, path in list(self._files.items()):
+            try:
+                await self._upload(sandbox, path, name)
+            except SandboxError:
+                if name in self._files:  # else it was dropped meanwhile
+                    raise
+
+    async def _upload(self, sandbox: Sandbox, path: Path, name: str) -> str:
+        there = f"{sandbox.folder}/{CONTEXTS}/{name}"
         try:
-            await self._room.sandbox.upload(there, _pieces(path))
+            await sandbox.upload(there, _pieces(path))
         except OSError as error:
             raise SandboxError(f"{path} could not be copied to the sandbox: {told(error)}") from error
         return there

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import itertools
+import math
 import os
 import socket
 import subprocess
@@ -30,6 +31,8 @@ from ..shortages import told
 from .base import Exit, Worker
 from .relay import RelayRoad, RelayTransport
 
+KILL_SECONDS = 2.0  # for what was ordered of a supervisor; then it is asked whether it lives
+ALIVE_SECONDS = 8.0  # for a supervisor to say so: it answers in milliseconds, also while it hunts processes
 START_SECONDS = 30.0  # a cold disk and a loaded machine; normally 30 ms
 STOP_SECONDS = 5.0
 REASON_CHARS = 500  # of why a worker ended
@@ -128,18 +131,26 @@ def clean_environment() -> dict[str, str]:
 
 
 class Control:
-    """The host's end of a supervisor's control connection: workers started, ended and relayed through it."""
+    """The host's end of a supervisor's control connection: workers started, ended and relayed through it.
+
+    Attributes:
+        alive_seconds: for the supervisor to show that it lives.
+    """
+
+    alive_seconds = ALIVE_SECONDS
 
     def __init__(self) -> None:
         self.peer: Peer | None = None
         self._workers: dict[str, LocalWorker] = {}
         self._road = RelayRoad()
         self._ready: asyncio.Future[None] | None = None
+        self._nursing: asyncio.Future[None] | None = None
+        self._nursery: LocalWorker | None = None
 
     @property
     def idle(self) -> bool:
         """Whether no worker is alive."""
-        return not self._workers
+        return not any(worker is not self._nursery for worker in self._workers.values())
 
     def protocol(self, on_end: Callable[[], None]) -> _ControlProtocol:
         """The asyncio protocol that feeds this object."""
@@ -202,13 +213,66 @@ class Control:
         """
         assert self.peer is not None
         try:
-            await self.peer.call("spawn", {"worker": worker.name, **args})
+            await self.ask("spawn", {"worker": worker.name, **self._from_nursery(), **args})
         except (CallError, PeerLost) as error:
             self._end(worker, Exit(status=None))
             raise SandboxError(f"a worker could not be started: {error}") from error
         except BaseException:
             worker.order_kill()
             raise
+
+    async def ask(self, method: str, args: dict[str, Any]) -> Any:
+        """Ask the supervisor. Raises CallError; PeerLost also where it stands still: it is lost then."""
+        assert self.peer is not None
+        answer = self.peer.start_call(method, args)
+        try:
+            await self.answered({answer})
+            return answer.result()
+        finally:
+            self.peer.forget(answer)
+
+    async def answered(self, answers: set[asyncio.Future[Any]]) -> None:
+        """Wait until the supervisor has answered. One that lives may take its time; one that says nothing is lost, with its workers."""
+        while True:
+            _, waiting = await asyncio.wait(answers, timeout=KILL_SECONDS)
+            if not waiting or self.peer is None or self.peer.lost is not None:
+                return
+            sign = self.peer.start_call("cpu", {"worker": ""})
+            await asyncio.wait({sign, *waiting}, timeout=self.alive_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not sign.done() and not any(answer.done() for answer in waiting):
+                why = f"its supervisor has not answered for {KILL_SECONDS + self.alive_seconds:g} s"
+                self.lost(why, why)
+                return
+            self.peer.forget(sign)
+
+    async def nurse(self) -> None:
+        """Have a process that workers are forked from in the supervisor's place: one that relays has what it relayed in its memory.
+
+        Raises:
+            SandboxError: there is none, and there can be none any more.
+        """
+        if self._nursing is None:
+            self._nursing = asyncio.ensure_future(self._nurse())
+        await asyncio.shield(self._nursing)
+        if self._nursery is not None and self._nursery.exited.done():
+            self.lost("the process that workers are forked from has ended")
+            raise SandboxError("a worker could not be started: the process that workers are forked from has ended")
+
+    async def _nurse(self) -> None:
+        try:
+            nursery, loading = self.hold([], None)
+            await self.answered({loading})
+            loading.result()
+        except CallError as error:
+            if sys.platform == "linux":
+                raise SandboxError(f"a worker could not be started: {error}") from error
+        except PeerLost as error:
+            raise SandboxError(f"a worker could not be started: {error}") from error
+        else:
+            self._nursery = nursery
+
+    def _from_nursery(self) -> dict[str, Any]:
+        return {} if self._nursery is None else {"holder": self._nursery.name}
 
     def hold(self, files: Sequence[tuple[str, str]], memory_limit: int | None) -> tuple[LocalWorker, asyncio.Future[Any]]:
         """Start a process that loads files (path, kind), for workers to be forked from; the future is done when it has.
@@ -223,7 +287,7 @@ class Control:
                 self._end(worker, Exit(status=None))
 
         try:
-            args = {"worker": worker.name, "files": [list(file) for file in files], "memory_limit": memory_limit}
+            args = {"worker": worker.name, "files": [list(file) for file in files], "memory_limit": memory_limit, **self._from_nursery()}
             loading = self.peer.start_call("hold", args)
         except PeerLost:
             self._end(worker, Exit(status=None))
@@ -280,16 +344,17 @@ class LocalWorker(Worker):
         """See Worker."""
         answer = self.order_kill()
         if answer is not None:
-            await asyncio.wait({answer})
+            await self._control.answered({answer})
 
     async def cpu_seconds(self) -> float:
         """See Worker."""
         if self._control.peer is None:
             return 0.0
         try:
-            return float((await self._control.peer.call("cpu", {"worker": self.name}))["seconds"])
-        except (CallError, PeerLost):
+            seconds = float((await self._control.ask("cpu", {"worker": self.name}))["seconds"])
+        except (CallError, PeerLost, TypeError, KeyError, ValueError):
             return 0.0
+        return seconds if math.isfinite(seconds) else 0.0
 
 
 class ForkServer(Control):

@@ -48,6 +48,10 @@ class Loaded:
         return {"name": self.name, "aliases": list(self.aliases), "path": self.path, "kind": self.kind}
 
 
+class _WorkerLost(SandboxError):
+    """A worker ended before it was ready."""
+
+
 class REPL:
     """A namespace that lives over many cells, in a worker that is replaced when it has to be killed.
 
@@ -107,7 +111,22 @@ class REPL:
                 if self._peer is not None:
                     self._lost_between, self.variables = tuple(self.variables), {}
                 await self.close()
-                await self._start()
+                contexts = list(self.contexts)
+                try:
+                    await self._start()
+                except _WorkerLost:
+                    if not await self._lost_with_its_place():
+                        raise
+                    self.contexts = contexts
+                    await self._start()  # in the place's successor
+
+    async def _lost_with_its_place(self) -> bool:
+        """Whether the worker that was lost just now ended because its place did: then a place that can has another one next time."""
+        worker = self._worker
+        if worker is None:
+            return False
+        await asyncio.wait({worker.exited}, timeout=EXIT_SECONDS)
+        return worker.exited.done() and worker.exited.result().status is None
 
     async def _start(self) -> None:
         ticket = self._ticket = self._handler.expect(self.name, self._functions)
@@ -141,17 +160,18 @@ class REPL:
                 return connecting.result()
             if worker.exited.done():
                 how = worker.exited.result()
-                raise SandboxError(f"the worker ended while starting: {how}. {how.output}".strip())
+                raise _WorkerLost(f"the worker ended while starting: {how}. {how.output[:OUTPUT_CHARS]}".strip())
             raise SandboxError(f"the worker did not connect within {START_SECONDS:g} s")
         except PeerLost as error:
-            raise SandboxError(f"the worker's connection was lost while starting: {error}") from error
+            raise _WorkerLost(f"the worker's connection was lost while starting: {error}") from error
         finally:
             connecting.cancel()
 
     async def _load_context(self, peer: Peer, context: Loaded) -> None:
         """Load a context, and forget it if it cannot be: what cannot be loaded now would also stop every later worker."""
         try:
-            await self._load(peer, context.args(), context.name)
+            there = replace(context, path=self._place.where(context.path))
+            await self._load(peer, there.args(), context.name)
         except SandboxError:
             self.contexts.remove(context)
             raise
@@ -167,7 +187,7 @@ class REPL:
             hint = f"; memory_limit is {self._memory_limit:,} bytes" if error.kind == "MemoryError" and self._memory_limit else ""
             raise SandboxError(f"{name} could not be loaded: {error.kind}: {error}{hint}") from error
         except PeerLost as error:
-            raise SandboxError(f"the worker was lost while it loaded {name}: {error}") from error
+            raise _WorkerLost(f"the worker was lost while it loaded {name}: {error}") from error
 
     async def close(self) -> None:
         """Kill the worker with everything below it."""
@@ -185,7 +205,12 @@ class REPL:
         """Add a context, for this worker and its successors. Raises SandboxError."""
         self.contexts.append(context)
         if self._peer is not None and self._peer.lost is None:
-            await self._load_context(self._peer, context)
+            try:
+                await self._load_context(self._peer, context)
+            except _WorkerLost:
+                if not await self._lost_with_its_place():
+                    raise
+                self.contexts.append(context)  # the next worker has it
 
     async def begin_run(self, *, cell_timeout: float, on_output: Callable[[str], None], history: list[dict[str, JSON]]) -> None:
         """A run begins, with a fresh ``answer`` in the namespace.

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from ..lifetimes import finish
 from ..server.handler import LMHandler
+from ..server.poller import LOST_SECONDS, WAIT_SECONDS
 from .base import Environment, Place
 from .brokered import BrokeredPlace, Sandbox
 
 logger = logging.getLogger("arlm.environments")
 
-IDLE_SECONDS = 120.0  # without a word of the host's, after which a broker ends, and with it all that runs there
+IDLE_SECONDS = 120.0  # of a broker without a word of the host's, after which a broker ends, and with it all that runs there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +42,15 @@ class SandboxEnvironment(Environment):
         own_image: whether what a sandbox's disk holds is there for cells alone, so that workers may read all of it.
         network: whether cells may use the network, as far as the sandbox has one.
         idle_seconds: how long what runs there outlives a host that says nothing.
+        wait_seconds: how long a request waits for news there at most, where the gateway allows it.
+        lost_seconds: how long nothing at all may come from there, until a fresh sandbox takes over.
     """
 
     own_image = True
     network = False
     idle_seconds = IDLE_SECONDS
+    wait_seconds = WAIT_SECONDS
+    lost_seconds = LOST_SECONDS
 
     @abstractmethod
     async def create(self) -> Sandbox:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,6 +50,9 @@ class SupervisedPlace(Place):
     async def start_worker(self, ticket: Ticket, *, memory_limit: int | None, contexts: Sequence[tuple[str, str]] = ()) -> Worker:
         """See Place. Large contexts are loaded once, in a process that workers are forked from."""
         await self._renew()
+        contexts = [(self.where(path), kind) for path, kind in contexts]  # after the renewal
+        if self._address is None:
+            await self._control.nurse()
         holder = await self._holders.find(self._control, contexts, memory_limit)
         if holder is not None:
             try:
@@ -71,12 +73,15 @@ class SupervisedPlace(Place):
             await self._renew()  # the supervisor had died and nobody knew yet; a new one takes over
             if self._is_lost():
                 raise
+            if self._address is None:
+                await self._control.nurse()
             worker = await self._spawn(self._args(ticket, memory_limit))
         self._holders.loads_alone(worker, contexts)
         return worker
 
     def _args(self, ticket: Ticket, memory_limit: int | None, holder: str | None = None) -> dict[str, Any]:
         """What the supervisor is told of a worker."""
+        self._prepare(ticket)
         self._count += 1
         folder = f"{self._folder}/w{self._count}"
         return {
@@ -87,16 +92,14 @@ class SupervisedPlace(Place):
             "memory_limit": memory_limit,
             "processes": self._processes,
             **({} if holder is None else {"holder": holder}),
-            **self._extras(ticket),
         }
 
     @abstractmethod
     async def _renew(self) -> None:
         """Have a supervisor again where the last one is lost. Raises SandboxError."""
 
-    def _extras(self, ticket: Ticket) -> dict[str, Any]:
-        """What else a worker of this place is told."""
-        return {}
+    def _prepare(self, ticket: Ticket) -> None:
+        """Add what workers of this place are told besides."""
 
     def _is_lost(self) -> bool:
         return self._control.peer is None or self._control.peer.lost is not None
@@ -117,4 +120,4 @@ class SupervisedPlace(Place):
         """Kill all workers; all orders go out before the first is waited for."""
         orders = [order for worker in self._workers if (order := worker.order_kill()) is not None] + self._holders.order_kill()
         if orders:
-            await asyncio.wait(orders)
+            await self._control.answered(set(orders))

@@ -26,6 +26,7 @@ class Child:
         pid: 0 until it is forked.
         output: the read end of its output.
         relay: the near end of its relayed connection.
+        channel: of a holder, the far end of its connection, until it has it.
         waiting: requests to kill it, to be answered once it is dead.
         doomed: to be killed, with all below it.
         bound: its limits; None for a holder.
@@ -37,6 +38,7 @@ class Child:
         self.pid = 0
         self.output = -1
         self.relay: Optional[socket.socket] = None
+        self.channel: Optional[socket.socket] = None
         self.unsent = bytearray()
         self.waiting: List[int] = []
         self.doomed = False
@@ -73,9 +75,10 @@ class Child:
         if self.output >= 0:
             os.close(self.output)
             self.output = -1
-        if self.relay is not None:
-            self.relay.close()
-            self.relay = None
+        for sock in (self.relay, self.channel):
+            if sock is not None:
+                sock.close()
+        self.relay = self.channel = None
 
 
 class Relays:

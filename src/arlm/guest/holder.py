@@ -1,5 +1,8 @@
 """A holder: a process that loads large contexts once. Workers forked from it share its memory, so that the second costs no second copy.
 
+One without files is a nursery: where the supervisor relays what workers say, a fork of it would have that in its memory; so workers, and
+the holders of files, are forked from a process that it forked before.
+
 It runs no model code: it reads files that the host wrote, and forks. A worker is forked twice, so that it becomes the supervisor's child as
 any other (``become_subreaper``): the process in between tells the number, and ends. Whatever the supervisor then sees of the worker, it has
 been told of it before. Linux only.
@@ -100,6 +103,8 @@ class Holder:
 
     def _ask(self, child: Child, spec: Dict[str, Any]) -> None:
         output, theirs = child.open()
+        if child.channel is not None:
+            theirs, child.channel = child.channel, None
         try:
             numbers = [*output] if theirs is None else [*output, theirs.fileno()]
             socket.send_fds(self.sock, [json.dumps(spec).encode()], numbers)
@@ -205,6 +210,9 @@ def _fork_worker(spec: Dict[str, Any], numbers: List[int], sock: socket.socket, 
             for number in numbers:
                 os.set_inheritable(number, False)
             relay = socket.socket(fileno=numbers[2]) if len(numbers) > 2 else None
+            if "files" in spec:
+                assert relay is not None
+                main([(path, kind) for path, kind in spec["files"]], spec["memory_limit"], relay, numbers[1], supervisor)
             worker.begin(spec, relay, (numbers[0], numbers[1]), supervisor, held)
         _tell(sock, worker=spec["worker"], pid=pid)
         status = 0

@@ -3,7 +3,7 @@
 It speaks frames over its standard input and output with the host that started it (that connection needs no token: it is inherited).
 
     host asks    spawn {worker, token, dir, address, memory_limit, processes, confine, holder} -> {pid}
-                 hold {worker, files, memory_limit} -> {bytes}      files: [path, kind] each; workers may then be forked from it (holder)
+                 hold {worker, files, memory_limit, holder} -> {bytes}   files: [path, kind] each; others may then be forked from it
                  kill {worker} -> {}               the whole tree is dead when this is answered
                  cpu {worker} -> {seconds}         CPU time of the worker's tree
     host notes   relay {worker, data}              bytes for a worker without an address of its own
@@ -208,7 +208,15 @@ class Supervisor:
         if not processes.ORPHANS_COME:
             raise OSError("a process cannot hand its children over on this system")
         child = self._expect(number, args)
+        if args.get("holder") is not None and args["holder"] not in self._holders:
+            raise LookupError(f"there is no holder {args['holder']!r}")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if args.get("holder") is not None:
+            child.channel = theirs
+            self._by_name[child.name] = child
+            self._keep_holder(child, ours)
+            self._holders[args["holder"]].fork(child, args)
+            return
         output, _ = child.open()
         supervisor = os.getpid()
         try:
@@ -222,6 +230,9 @@ class Supervisor:
         finally:
             os.close(output[1])
             theirs.close()
+        self._keep_holder(child, ours)
+
+    def _keep_holder(self, child: Child, ours: socket.socket) -> None:
         self._holders[child.name] = Holder(
             ours, started=self._started, failed=self._failed, loaded=lambda outcome: self._loaded(child, outcome)
         )
@@ -250,13 +261,17 @@ class Supervisor:
     def _started(self, child: Child, pid: int) -> None:
         child.pid = pid
         self._children[pid] = child
-        self._send({"id": child.request, "ok": {"pid": pid}})
+        if child.name not in self._holders:  # a holder's request is answered when it has loaded
+            self._send({"id": child.request, "ok": {"pid": pid}})
         if child.doomed:
             self._doom(child)
 
     def _failed(self, child: Child, reason: str) -> None:
         self._hunting = True  # it may have been forked without anybody having been told
         del self._by_name[child.name]
+        if child.name in self._holders:
+            self._selector.unregister(self._holders[child.name].sock)
+            self._holders.pop(child.name).sock.close()
         child.close()
         self._send({"id": child.request, "error": {"type": "OSError", "message": reason}})
         for number in child.waiting:

@@ -72,6 +72,9 @@ def main(
     sock = sock or connect(spec["address"])
     decoder = wire.Decoder()
     hello, rest = _say_hello(sock, decoder, spec["token"])
+    if hello.get("enqueue"):
+        with open(ENQUEUE, "w", encoding="utf-8", opener=_private) as file:
+            file.write("".join(f"{line}\n" for line in hello["enqueue"]))
     group = bounds.prepare(spec)
     if spec.get("confine") is not None:
         confine.confine(**spec["confine"])
@@ -100,9 +103,6 @@ def _settle_in(spec: Dict[str, Any]) -> None:
     os.chdir(home)
     os.environ["HOME"] = os.environ["TMPDIR"] = home
     sys.path.insert(0, home)
-    if spec.get("enqueue"):
-        with open(ENQUEUE, "w", encoding="utf-8", opener=_private) as file:
-            file.write("".join(f"{line}\n" for line in spec["enqueue"]))
     for number in (signal.SIGTERM, signal.SIGCHLD):
         _signal.signal(number, _signal.SIG_DFL)
     _signal.signal(signal.SIGINT, _signal.default_int_handler)

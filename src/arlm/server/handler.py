@@ -29,6 +29,7 @@ class Ticket:
 
     Attributes:
         on_door: called with each connection that a door's token has opened.
+        extra: what else the hello says to the worker.
     """
 
     def __init__(self, handler: LMHandler, name: str, functions: list[dict[str, Any]]) -> None:
@@ -36,6 +37,7 @@ class Ticket:
         self.name = name
         self.functions = functions
         self.on_door: Callable[[Peer], None] | None = None
+        self.extra: dict[str, Any] = {}
         self._handler = handler
         self._peer: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
 
@@ -174,7 +176,7 @@ class LMHandler:
         if ticket is None:
             raise wire.WireError("the token is not valid")
         peer = Peer(transport, ticket.name)
-        for frame in wire.encode({"hello": wire.VERSION, "functions": ticket.functions}):
+        for frame in wire.encode({"hello": wire.VERSION, "functions": ticket.functions, **({} if door else ticket.extra)}):
             transport.write(frame)
         if door is None:
             ticket.connected(peer)

@@ -8,29 +8,26 @@ the connection lost. It is carried by aiohttp, as the models' calls are.
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal
 
-import aiohttp
-
-from ..broker.streams import BODY_BYTES, TOKEN, Broken, Gap, Incoming, Outgoing, Packet, unpack
+from ..broker.streams import PACKET_BYTES, PIECE_BYTES, Gap, Incoming, Outgoing, Packet
 from ..errors import SandboxError
+from .asking import Asker, Failed, Method
 
 logger = logging.getLogger("arlm.server")
 
 WAIT_SECONDS = 20.0  # of a long poll: gateways allow 30 to 100
-ANSWER_SECONDS = 15.0  # for an answer to come, beyond that
-CONNECT_SECONDS = 10.0
+SHORTEST_SECONDS = 0.5  # of one, where a gateway allows less than was thought
+LATE = 1 / 20  # of its time: a poll that fails after that may have been too long for a gateway
+ANSWER_SECONDS = 15.0  # for an answer to begin, beyond that
+GONE_SECONDS = 15.0  # for the question whether the sandbox is there
 START_SECONDS = 60.0  # until a broker just started is heard of
 LOST_SECONDS = 60.0  # without one answer of the broker's: then the connection is lost
 PAUSES = (0.05, 2.0)  # after a failure: the first, the longest; each is twice the last, and up to half of it is chance
 FAILURES = 3  # in a row, until it is asked whether the sandbox is there at all
-SAID_CHARS = 200  # of what a gateway said, in messages
-
-Method = Literal["GET", "POST"]
+TOO_LARGE = 413
 
 
 class Poller:
@@ -43,7 +40,8 @@ class Poller:
         on_lost: called once, with the reason, when the connection is lost for good.
         is_gone: asks, when several requests in a row have failed, whether the sandbox is: returns why, or None while it is there.
         headers: for the gateway, in each request.
-        wait_seconds, lost_seconds: of a long poll; without any answer.
+        wait_seconds: of a long poll; polls become shorter where a gateway does not wait so long.
+        lost_seconds: without any answer, after which the connection is lost.
 
     Attributes:
         lost: the reason once it is lost, else None.
@@ -62,19 +60,19 @@ class Poller:
         lost_seconds: float = LOST_SECONDS,
     ) -> None:
         self.lost: str | None = None
-        self._url = url.rstrip("/")
-        self._headers = {**(headers or {}), TOKEN: token, "Accept-Encoding": "identity"}
+        self._url, self._token, self._headers = url, token, headers or {}
         self._receive = receive
         self._on_lost = on_lost
         self._is_gone = is_gone
-        self._wait = wait_seconds
+        self._wait = min(wait_seconds, lost_seconds / 3)
         self._lost_seconds = lost_seconds
         self._epoch = ""
         self._incoming = Incoming()
         self._outgoing = Outgoing()
         self._more = asyncio.Event()
+        self._most = PACKET_BYTES
         self._heard = 0.0
-        self._session: aiohttp.ClientSession | None = None
+        self._asker: Asker | None = None
         self._loops: list[asyncio.Task[None]] = []
 
     def unsent(self, channel: int) -> int:
@@ -89,18 +87,13 @@ class Poller:
 
     async def open(self) -> None:
         """Wait for the broker's first answer, and begin. Raises SandboxError; ``close`` ends it in any case."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=8),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
+        self._asker = Asker(self._url, self._token, self._headers)
         self._heard = self._now()
         pauses = _Pauses()
         while not self._epoch:
             try:
-                packet = await self._ask("GET", "/pending", {"wait": "0"}, None, ANSWER_SECONDS)
-                self._epoch = packet.epoch
-            except _Failed as error:
+                self._epoch = (await self._ask("GET", "/pending", {"wait": "0"}, None, ANSWER_SECONDS)).epoch
+            except Failed as error:
                 await self._weigh(error, pauses, START_SECONDS)
                 if self.lost is not None:
                     raise SandboxError(f"the sandbox was started, and its broker was not heard of: {self.lost}") from error
@@ -121,8 +114,8 @@ class Poller:
             loop.cancel()
         if self._loops:
             await asyncio.wait(self._loops)
-        if self._session is not None:
-            await self._session.close()
+        if self._asker is not None:
+            await self._asker.close()
 
     async def _poll(self) -> None:
         pauses = _Pauses()
@@ -131,7 +124,9 @@ class Poller:
             asked = {"epoch": self._epoch, "after": str(self._incoming.after), "wait": f"{self._wait:g}"}
             try:
                 packet = await self._ask("GET", "/pending", asked, None, self._wait + ANSWER_SECONDS)
-            except _Failed as error:
+            except Failed as error:
+                if pauses.failures and self._now() - began > self._wait * LATE:
+                    self._wait = max(self._wait / 2, SHORTEST_SECONDS)
                 await self._weigh(error, pauses, self._lost_seconds)
                 continue
             if self._take(packet) or self._now() - began > self._wait / 2:
@@ -146,7 +141,8 @@ class Poller:
         self._outgoing.taken(packet.after)
         try:
             new = self._incoming.take(packet)
-        except Gap:
+        except Gap as error:
+            self._lose(f"its broker does not keep what it was not told to forget: {error}")
             return False
         for channel, data in new:
             if self.lost is None:
@@ -159,59 +155,55 @@ class Poller:
             await self._more.wait()
             self._more.clear()
             while self._outgoing.size and self.lost is None:
-                first, pieces = self._outgoing.next()
+                first, pieces = self._outgoing.next(self._most)
                 body = Packet(self._epoch, self._incoming.after, first, pieces).pack()
                 try:
                     packet = await self._ask("POST", "/respond", {}, body, ANSWER_SECONDS)
-                except _Failed as error:
+                except Failed as error:
+                    if error.status == TOO_LARGE:
+                        self._most = max(self._most // 2, PIECE_BYTES)
                     await self._weigh(error, pauses, self._lost_seconds)
                     continue
                 if not self._is_ours(packet):
                     break
+                if packet.after < first:
+                    self._lose(f"its broker did not take what it was sent: from {first} on after {packet.after}")
                 self._outgoing.taken(packet.after)
-                if packet.after >= first:
-                    pauses.reset()
-                else:
-                    await pauses.pause()
+                pauses.reset()
 
     def _is_ours(self, packet: Packet) -> bool:
-        if packet.epoch != self._epoch:
+        if packet.epoch != self._epoch:  # in an answer to a request of ours: no old one that came again
             self._lose("the broker was restarted, and what ran there is gone")
             return False
         return True
 
-    async def _ask(self, method: Method, path: str, asked: dict[str, str], body: bytes | None, seconds: float) -> Packet:
-        """One request. Raises _Failed, whatever came instead of the broker's answer."""
-        assert self._session is not None
-        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
-        data = None if body is None else io.BytesIO(body)  # aiohttp writes it in pieces, and bytes in one
-        try:
-            async with self._session.request(
-                method, self._url + path, params=asked, data=data, headers=self._headers, timeout=timeout, allow_redirects=False
-            ) as answer:
-                said = await _read(answer)
-                if answer.status != 200:
-                    raise _Failed(f"status {answer.status}: {said[:SAID_CHARS].decode('utf-8', 'replace')!r}")
-            packet = unpack(said)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, Broken) as error:
-            raise _Failed(f"{type(error).__name__}: {error}".removesuffix(": ")) from None
+    async def _ask(self, method: Method, path: str, query: Mapping[str, str], body: bytes | None, seconds: float) -> Packet:
+        assert self._asker is not None
+        packet = await self._asker.ask(method, path, query, body, seconds)
         self._heard = self._now()
         return packet
 
-    async def _weigh(self, error: _Failed, pauses: _Pauses, seconds: float) -> None:
+    async def _weigh(self, error: Failed, pauses: _Pauses, seconds: float) -> None:
         """A request failed: pause before the next, or give up."""
         logger.debug("the broker at %s: %s", self._url, error)
         pauses.failures += 1
-        if self._is_gone is not None and pauses.failures % FAILURES == 0:
-            why = await self._is_gone()
-            if why is not None:
-                self._lose(why)
-                return
+        if pauses.failures % FAILURES == 0 and (why := await self._why_gone()) is not None:
+            self._lose(why)
+            return
         silent = self._now() - self._heard
         if silent >= seconds:
             self._lose(f"nothing came from the sandbox's broker for {silent:.0f} s (last: {error})")
             return
         await pauses.pause()
+
+    async def _why_gone(self) -> str | None:
+        if self._is_gone is None:
+            return None
+        try:
+            async with asyncio.timeout(GONE_SECONDS):
+                return await self._is_gone()
+        except TimeoutError:
+            return None
 
     def _lose(self, reason: str) -> None:
         if self.lost is None:
@@ -222,10 +214,6 @@ class Poller:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-class _Failed(Exception):
-    """A request brought no answer of the broker's; the text says what came instead."""
 
 
 class _Pauses:
@@ -242,15 +230,3 @@ class _Pauses:
     async def pause(self) -> None:
         await asyncio.sleep(self._next * random.uniform(0.5, 1.0))  # to spread those who wait
         self._next = min(2 * self._next, PAUSES[1])
-
-
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    """The body, unless it is longer than any of the broker's. Raises Broken."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in answer.content.iter_any():
-        size += len(part)
-        if size > BODY_BYTES:
-            raise Broken("the body is too long")
-        parts.append(part)
-    return b"".join(parts)

@@ -62,7 +62,8 @@ async def the_command_line_and_stdin_hold_nothing(bench: Bench) -> None:
 async def the_working_directory_is_private_and_writable(bench: Bench) -> None:
     code = (
         "import os, tempfile\nopen('mine', 'w').write('x')\n"
-        "[name for name in os.listdir() if name[0] != '.'], os.stat('.').st_mode & 0o077, tempfile.gettempdir() == os.getcwd() == os.environ['HOME']"
+        "[name for name in os.listdir() if name[0] != '.'], os.stat('.').st_mode & 0o077, "
+        "tempfile.gettempdir() == os.getcwd() == os.environ['HOME']"
     )
     assert await bench.out(code) == "(['mine'], 0, True)\n"
 

@@ -7,12 +7,14 @@ whether it is still there, how it ends. It protects no more than ``process`` doe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import ClassVar
@@ -20,8 +22,11 @@ from typing import ClassVar
 from ..environments.brokered import Sandbox
 from ..environments.sandbox import Reach, SandboxEnvironment
 from ..errors import SandboxError
+from ..shortages import told as told_of
 
 START_SECONDS = 30.0
+STOP_SECONDS = 10.0  # for a broker that was told to end
+REMOVE_SECONDS = 5.0  # for a folder, in which those who are ending may still write
 
 
 class LoopbackREPL(SandboxEnvironment):
@@ -76,24 +81,30 @@ class LoopbackSandbox(Sandbox):
 
     async def upload(self, path: str, data: AsyncIterator[bytes]) -> None:
         """See Sandbox."""
-        await asyncio.to_thread(os.makedirs, os.path.dirname(path), exist_ok=True)
-        with Path(path).open("wb") as file:  # noqa: ASYNC230 - a cancel would lose a file that a thread has opened
-            async for piece in data:
-                await asyncio.to_thread(file.write, piece)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)  # in a thread, it might come after the folder's removal
+            with Path(path).open("wb") as file:  # noqa: ASYNC230 - a cancel would lose a file that a thread has opened
+                async for piece in data:
+                    await asyncio.to_thread(file.write, piece)
+        except OSError as error:
+            raise SandboxError(f"{path} could not be written: {told_of(error)}") from error
 
     async def start(self, archive: str, told: bytes) -> Reach:
         """See Sandbox."""
-        self.process = await asyncio.create_subprocess_exec(
-            self._python,
-            "-I",
-            archive,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={"PATH": os.defpath},
-            cwd=self.folder,
-            start_new_session=True,
-        )
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                self._python,
+                "-I",
+                archive,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                env={"PATH": os.defpath},
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise SandboxError(f"the broker could not be started with {self._python}: {told_of(error)}") from error
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(told)
@@ -113,7 +124,28 @@ class LoopbackSandbox(Sandbox):
 
     async def destroy(self) -> None:
         """See Sandbox. The supervisor, in a session of its own, ends when the broker does."""
-        if self.process is not None and self.process.returncode is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            await self.process.wait()
-        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+        if self.process is not None:
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    self._signal(signal.SIGTERM)
+                    await self.process.wait()
+            except TimeoutError:
+                self._signal(signal.SIGKILL)
+                await self.process.wait()
+        await asyncio.to_thread(_remove, self.folder)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder. Those who lost their broker need a moment to end, and may write in it meanwhile."""
+    deadline = time.monotonic() + REMOVE_SECONDS
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder) or time.monotonic() > deadline:
+            return
+        time.sleep(0.01)
