@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from arlm.environments.docker import DISK_BYTES, PIDS, DockerREPL
-from arlm.environments.docker_container import LABEL, Plan
+from arlm.environments.docker_container import EMPTY, LABEL, Plan
 from arlm.environments.forkserver import Control
 from arlm.environments.owner import owner
 from arlm.guest import wire
@@ -113,8 +113,10 @@ async def test_the_engine_says_that_nothing_was_opened(facts: dict[str, Any]) ->
 async def test_nothing_is_mounted_but_what_code_reads_and_one_folder_of_limited_size(facts: dict[str, Any]) -> None:
     mounts = {it["Destination"]: (it["Type"], it["RW"]) for it in facts["Mounts"]}
     assert mounts == dict.fromkeys(("/arlm/guest", "/arlm/contexts", "/arlm/socket"), ("bind", False))
-    (folder,) = facts["HostConfig"]["Tmpfs"].items()
-    assert folder == ("/work", f"rw,exec,nosuid,nodev,size={DISK_BYTES},mode=0700,uid={USER[0]},gid={USER[1]}")
+    assert facts["HostConfig"]["Tmpfs"] == {
+        "/work": f"rw,exec,nosuid,nodev,size={DISK_BYTES},mode=0700,uid={USER[0]},gid={USER[1]}",
+        "/tmp": EMPTY,
+    }
 
 
 async def test_processes_are_nobody_s_and_have_the_image_s_environment(facts: dict[str, Any], engine: Engine) -> None:
@@ -306,10 +308,9 @@ async def test_a_set_user_id_program_of_the_image_gains_nothing(engine: Engine, 
 @pytest.mark.skipif(not grade()["files"], reason="this kernel has no Landlock (see `arlm doctor`)")
 async def test_a_confined_cell_cannot_write_to_a_volume_of_the_image(engine: Engine, spoiled: str) -> None:
     async with a_bench(engine, image=spoiled) as bench:
-        await bench.fails("open('/data/x', 'w')", "PermissionError")
+        await bench.fails("open('/data/x', 'w')", "OSError")
 
 
-@pytest.mark.xfail(reason="the engine makes a volume, on its disk and without a limit, for each that the image names", strict=True)
 async def test_a_volume_of_the_image_is_no_way_to_the_engine_s_disk(engine: Engine, spoiled: str, unconfined: None) -> None:
     async with a_bench(engine, image=spoiled) as bench:
         assert (await bench.cell("open('/data/x', 'w')")).error is not None
@@ -320,15 +321,7 @@ async def test_a_volume_of_the_image_is_no_way_to_the_engine_s_disk(engine: Engi
 (OWN_MEMORY,) = (escape for escape in BESIDE if escape.name == "find_a_neighbour_s_words_in_one_s_own_memory")
 
 
-@pytest.mark.parametrize(
-    "transport",
-    [
-        "unix",
-        pytest.param(
-            "stdio", marks=pytest.mark.xfail(reason="workers are copies of the process that relayed their siblings' frames", strict=True)
-        ),
-    ],
-)
+@pytest.mark.parametrize("transport", ["unix", "stdio"])
 async def test_a_worker_s_memory_has_nothing_of_what_its_siblings_said(engine: Engine, transport: str) -> None:
     async def seen(proof: str) -> bool:
         return False
@@ -349,10 +342,9 @@ async def test_shared_memory_is_what_the_workers_of_a_container_share(engine: En
 
 # -- a supervisor that lies, or says nothing --------------------------------------------------------------------------
 
-FROZEN_SECONDS = 8.0  # more than a timeout of one second, its grace and a bounded wait for a kill
+FROZEN_SECONDS = 25.0  # more than a timeout of one second, its grace, and the time in which a supervisor shows that it lives
 
 
-@pytest.mark.xfail(reason="the host waits without an end for a supervisor that does not answer", strict=True)
 async def test_the_cell_of_a_container_that_stands_still_ends_after_its_timeout(engine: Engine) -> None:
     async with a_bench(engine, cell_timeout=1.0) as bench:
         await bench.out("print(1)")
@@ -378,7 +370,6 @@ class Unheard:
         return 0
 
 
-@pytest.mark.xfail(reason="what a supervisor says of CPU time is not checked", strict=True, raises=TypeError)
 @pytest.mark.parametrize("lie", ["a text", [1], {"seconds": None}])
 async def test_a_supervisor_that_lies_of_cpu_time_is_not_believed(lie: object) -> None:
     control = Control()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 LABEL = "arlm.owner"  # its value says which process made the container: see owner.py
 WORK = "/work"  # the one folder that can be written to
 SHARED_MEMORY_BYTES = 64 * 1024 * 1024  # of /dev/shm, where the locks of multiprocessing live: what Docker gives by itself
+EMPTY = "ro,noexec,nosuid,nodev,size=64k"  # a folder that nothing is in, and nothing comes into
 PYTHONS = ("python3", "python")
 NO_PROGRAM = ("executable file not found", "error finding executable", "no such file or directory")
 STDOUT = 1
@@ -64,8 +66,13 @@ class Plan:
         write = ["/dev/shm", *(target for _, target, may_write in self.mounts if may_write)]  # noqa: S108 - the container's own
         return {"read": read, "write": write, "network": bool(self.network), "require": False, "processes": MAX_PROCESSES}
 
-    def config(self, engine: Engine, box: Box, python: str, run: str) -> dict[str, Any]:
-        """The container as the engine's API takes it: everything closed that no cell needs. ``run``: whose it is, for a label."""
+    def config(self, engine: Engine, box: Box, python: str, run: str, volumes: Sequence[str]) -> dict[str, Any]:
+        """The container as the engine's API takes it: everything closed that no cell needs.
+
+        Args:
+            run: whose it is, for a label.
+            volumes: that the image wants; on the engine's disk they could fill it, so they are empty folders here.
+        """
         user, group = self.user
         memory = self.memory_on(engine)
         labels = {LABEL: owner(), "arlm.run": run, "arlm.version": __version__}
@@ -93,7 +100,11 @@ class Plan:
                 "Memory": memory,
                 "MemorySwap": memory,
                 "ShmSize": SHARED_MEMORY_BYTES,
-                "Tmpfs": {WORK: f"rw,exec,nosuid,nodev,size={self.disk},mode=0700,uid={user},gid={group}"},
+                "Tmpfs": {
+                    WORK: f"rw,exec,nosuid,nodev,size={self.disk},mode=0700,uid={user},gid={group}",
+                    # What would else be written to without a limit: volumes that the image wants, and the folder that gVisor mounts itself.
+                    **{target: EMPTY for target in ("/tmp", *volumes) if target not in {mount[1] for mount in self.mounts}},  # noqa: S108
+                },
                 "Mounts": [*box.mounts(labels), *(_bind(*mount) for mount in self.mounts)],
                 "LogConfig": {"Type": "none"},  # what it says is frames, and goes to the host alone
                 "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
@@ -137,8 +148,10 @@ class Container:
 
     async def open(self, python: str) -> None:
         """Make it, start it, greet its supervisor. Raises NoSuchImage, NotStarted, EngineDown, SandboxError."""
+        volumes = await self._engine.volumes_of(self._plan.image)
         # Not cancelled with the caller: the engine would go on making it, and nobody would know when it can be removed.
-        self._making = asyncio.ensure_future(self._engine.create(self.name, self._plan.config(self._engine, self._box, python, self.run)))
+        config = self._plan.config(self._engine, self._box, python, self.run, volumes)
+        self._making = asyncio.ensure_future(self._engine.create(self.name, config))
         await asyncio.shield(self._making)
         if not self._box.shared:
             await self._engine.upload(self.name, INSIDE, await asyncio.to_thread(guest_archive))

@@ -164,6 +164,12 @@ class Engine:
                 if error.status not in (404, 409):
                     raise
 
+    async def volumes_of(self, image: str) -> list[str]:
+        """The folders for which an image wants a volume each. Raises NoSuchImage, EngineDown."""
+        async with Told("the engine could not be asked for the image", seconds=ASK_SECONDS):
+            shown = await self.docker.images.inspect(image)
+        return sorted((shown.get("Config") or {}).get("Volumes") or ())
+
     async def has_image(self, image: str) -> bool:
         """Whether the engine has it."""
         async with Told("the engine could not be asked for the image", seconds=ASK_SECONDS):
