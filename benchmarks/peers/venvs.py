@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-REQUIREMENTS = {"rlms": "rlms==0.1.3", "dspy": "dspy==3.4.1"}
+REQUIREMENTS = {"rlms": "rlms==0.1.3", "dspy": "dspy==3.4.1", "flask": "flask==3.1.3 requests==2.34.2"}  # what each is named for first
 INSTALL_S = 900.0
 TOLD = 400  # characters of pip's last words
 
@@ -32,11 +32,11 @@ def installed(peer: str, folder: Path) -> Installed:
     """A peer's environment in ``folder``, made if it is not there; never raises for a peer that cannot be installed."""
     python = folder / peer / "bin" / "python"
     requirement = REQUIREMENTS[peer]
-    if (version := _version(python, peer)) != requirement.partition("==")[2]:
+    if (version := _version(python, peer)) != requirement.split()[0].partition("==")[2]:
         print(f"-- installing {requirement} in {folder / peer}", file=sys.stderr)
         try:
             _run([sys.executable, "-m", "venv", "--clear", str(folder / peer)])
-            _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement])
+            _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirement.split()])
         except subprocess.SubprocessError as error:
             said = str(getattr(error, "stderr", None) or error).strip()
             return Installed(python=str(python), failed=f"{requirement} could not be installed: {said[-TOLD:]}")
