@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import io
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,7 @@ from .. import broker, guest
 from ..errors import ConfigError
 
 NAME = "arlm-broker.pyz"
-PACKAGES = ("starlette", "uvicorn", "anyio", "h11", "click", "idna", "typing_extensions", "exceptiongroup")
-LATER = {"exceptiongroup"}  # needed by Python 3.10 alone, and left out where the host does not have it
+PACKAGES = ("starlette", "uvicorn", "anyio", "h11", "click", "idna", "typing_extensions", "exceptiongroup")  # the last for Python 3.10
 LEFT_OUT = ("tests", "_pytest", "_trio.py", "pytest_plugin.py")
 OWN = {"arlm/guest": Path(guest.__file__).parent, "arlm/broker": Path(broker.__file__).parent}
 DATE = (1980, 1, 1, 0, 0, 0)  # of every entry: the same files give the same archive
@@ -45,8 +42,6 @@ def _entries() -> Iterator[tuple[str, bytes]]:
 def _package(name: str) -> Iterator[tuple[str, bytes]]:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        if name in LATER:
-            return
         raise ConfigError(f"places behind HTTP need the package {name}, which is not installed: pip install 'arlm[broker]'")
     if not spec.submodule_search_locations:
         yield f"{name}.py", Path(spec.origin).read_bytes()
@@ -56,9 +51,3 @@ def _package(name: str) -> Iterator[tuple[str, bytes]]:
         inside = path.relative_to(folder)
         if not any(part in LEFT_OUT for part in inside.parts):
             yield f"{name}/{inside.as_posix()}", path.read_bytes()
-
-
-def versions() -> dict[str, str]:
-    """What is in it, by package."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name) is not None}
-    return {**found, "python": sys.version.split()[0]}
