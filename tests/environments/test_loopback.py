@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -790,3 +791,31 @@ async def test_a_call_waits_for_no_timer() -> None:
             pending = [entry for entry in gateway.log[before:] if entry.path.startswith("/pending")]
         assert 200 <= asked <= 240
         assert len(pending) <= 120
+
+
+# -- an adapter as the document has it ----------------------------------------------------------------------------------
+
+
+async def test_the_adapter_of_the_document_serves_runs_and_is_replaced_when_it_dies() -> None:
+    page = (TESTS.parent / "docs" / "environments.md").read_text("utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class ShedREPL" in block]
+    names: dict[str, Any] = {"__name__": "shed"}
+    exec(compile(code, "environments.md", "exec", dont_inherit=True), names)
+    made = []
+
+    class Noted(names["ShedREPL"]):  # type: ignore[misc]
+        async def create(self) -> Sandbox:
+            made.append(await super().create())
+            return made[-1]
+
+    def die(_: object) -> str:
+        made[-1].process.kill()
+        return "dead"
+
+    cells = [cell("x = 1\nllm_query('die')"), says("len(context), 'x' in globals(), llm_query('hello')")]
+    model = ScriptedLM(cells, sub=lambda messages: die(messages) if messages[-1]["content"] == "die" else "hi")
+    result = await arlm.run("q", context="c" * 1000, model=model, environment=Noted())
+    assert result.answer == "(1000, False, 'hi')"
+    assert len(made) == 2
+    assert not any(os.path.exists(shed.folder) for shed in made)
+    assert all(shed.process.returncode is not None for shed in made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from ..server.poller import LOST_SECONDS, WAIT_SECONDS
 from .base import Environment, Place
 from .brokered import BrokeredPlace, Sandbox
 
-logger = logging.getLogger("arlm.environments")
+__all__ = ["Reach", "Sandbox", "SandboxEnvironment"]
 
 IDLE_SECONDS = 120.0  # of a broker without a word of the host's, after which a broker ends, and with it all that runs there
 

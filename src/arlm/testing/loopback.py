@@ -19,8 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import ClassVar
 
-from ..environments.brokered import Sandbox
-from ..environments.sandbox import Reach, SandboxEnvironment
+from ..environments.sandbox import Reach, Sandbox, SandboxEnvironment
 from ..errors import SandboxError
 from ..shortages import told as told_of
 
