@@ -72,7 +72,7 @@ class Scratch:
 
 def make_scratch(*folders: str) -> Scratch:
     """Make one; whoever asks removes it. Needs a running loop. Raises SandboxError."""
-    parent = _parent()
+    parent = parent_folder()
     path, lock = _make(parent, folders)
     _look_once(parent)
     return Scratch(path=path, _lock=lock)
@@ -183,8 +183,8 @@ def _remove(path: Path, lock: int) -> None:
         os.close(lock)
 
 
-def _parent() -> str:
-    """Where a Unix socket's path stays short enough: the usual temporary folder, or /tmp when that is deep. Raises SandboxError."""
+def parent_folder() -> str:
+    """Where folders of runs are made: the usual temporary folder, or /tmp when that is too deep for a Unix socket. Raises SandboxError."""
     try:
         usual = tempfile.gettempdir()
     except OSError as error:

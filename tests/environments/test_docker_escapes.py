@@ -17,8 +17,8 @@ from arlm.environments.owner import owner
 from arlm.guest.confine import grade
 from arlm.testing import payloads, payloads_container
 from arlm.testing.bench import Bench, Subject, open_bench
-from arlm.testing.escapes import Targets, attempt_in, has_ended, open_targets
-from arlm.testing.neighbours import open_neighbour
+from arlm.testing.escapes import Targets, attempt_each, has_ended, open_targets
+from arlm.testing.neighbours import attempt_beside
 from arlm.testing.payloads import CORPUS, Escape, Proof
 from arlm.testing.payloads_container import CONTAINER
 from docker_engine import Engine
@@ -113,34 +113,14 @@ async def staged(engine: Engine, *, url: str | None = None, **options: Any) -> A
 
 
 async def reached_outside(stage: Stage, tried: Iterable[Escape]) -> dict[str, str]:
-    """Which payloads reached what this machine has, with what shows it; each in a fresh worker."""
-    reached = {}
-    for escape in tried:
-        stage.targets.restore()
-        repl = stage.bench.another()
-        try:
-            found = await attempt_in(repl, escape, stage.told, canary=stage.targets.canary, seen=stage.seen)
-        finally:
-            await repl.close()
-        if found is not None:
-            reached[escape.name] = found
-    return reached
+    """Which payloads reached what this machine has, with what shows it."""
+    targets = stage.targets
+    return await attempt_each(stage.bench, tried, stage.told, canary=targets.canary, seen=stage.seen, restore=targets.restored)
 
 
 async def reached_beside(stage: Stage, tried: Iterable[Escape]) -> dict[str, str]:
-    """The same of what another worker of the container has."""
-    reached = {}
-    async with open_neighbour(stage.bench, stage.told) as neighbour:
-        for escape in tried:
-            await neighbour.restore()
-            repl = stage.bench.another()
-            try:
-                found = await attempt_in(repl, escape, neighbour.told, canary=neighbour.canary, seen=neighbour.seen)
-            finally:
-                await repl.close()
-            if found is not None:
-                reached[escape.name] = found
-    return reached
+    """The same of what another worker of the place has."""
+    return await attempt_beside(stage.bench, tried, stage.told)
 
 
 def named(names: set[str]) -> list[Escape]:

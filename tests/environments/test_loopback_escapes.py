@@ -14,9 +14,9 @@ from arlm.environments.sandbox import Reach
 from arlm.guest.confine import grade
 from arlm.testing import payloads, payloads_broker, payloads_container
 from arlm.testing.bench import Bench, Subject, open_bench
-from arlm.testing.escapes import Targets, attempt_in, has_ended, open_targets
+from arlm.testing.escapes import Targets, attempt_each, has_ended, open_targets
 from arlm.testing.loopback import LoopbackREPL, LoopbackSandbox
-from arlm.testing.neighbours import open_neighbour
+from arlm.testing.neighbours import attempt_beside
 from arlm.testing.payloads import CORPUS, Escape, Proof
 
 FAMILIES = {
@@ -95,34 +95,14 @@ async def staged(monkeypatch: pytest.MonkeyPatch, *, network: bool = False) -> A
 
 
 async def reached(stage: Stage, tried: Iterable[Escape]) -> dict[str, str]:
-    """Which payloads reached what this machine has, with what shows it; each in a fresh worker."""
-    through = {}
-    for escape in tried:
-        stage.targets.restore()
-        repl = stage.bench.another()
-        try:
-            found = await attempt_in(repl, escape, stage.told, canary=stage.targets.canary, seen=stage.seen)
-        finally:
-            await repl.close()
-        if found is not None:
-            through[escape.name] = found
-    return through
+    """Which payloads reached what this machine has, with what shows it."""
+    targets = stage.targets
+    return await attempt_each(stage.bench, tried, stage.told, canary=targets.canary, seen=stage.seen, restore=targets.restored)
 
 
 async def reached_beside(stage: Stage, tried: Iterable[Escape]) -> dict[str, str]:
-    """The same of what another worker of the sandbox has."""
-    through = {}
-    async with open_neighbour(stage.bench, stage.told) as neighbour:
-        for escape in tried:
-            await neighbour.restore()
-            repl = stage.bench.another()
-            try:
-                found = await attempt_in(repl, escape, neighbour.told, canary=neighbour.canary, seen=neighbour.seen)
-            finally:
-                await repl.close()
-            if found is not None:
-                through[escape.name] = found
-    return through
+    """The same of what another worker of the place has."""
+    return await attempt_beside(stage.bench, tried, stage.told)
 
 
 async def beside(stage: Stage) -> str:

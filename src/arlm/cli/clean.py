@@ -136,14 +136,14 @@ async def _tried(work: Callable[[], Awaitable[Swept]]) -> Swept:
 
 def _folders() -> list[str]:
     """Remove the folders of dead hosts from where one's own runs would have theirs. Raises SandboxError."""
-    parents = {scratch._parent(), tempfile.gettempdir()}
+    parents = {scratch.parent_folder(), tempfile.gettempdir()}
     return [path for parent in sorted(parents) for path in scratch.sweep(parent)]
 
 
 def _groups() -> list[str]:
     """Kill what supervisors that were killed had left running, and remove its groups."""
     places = cgroups.roots()
-    left = [path for place in set(places.values()) for path in cgroups._abandoned(place.folder)]
+    left = [path for place in set(places.values()) for path in cgroups.abandoned(place.folder)]
     cgroups.sweep(places)
     return sorted(path for path in left if not os.path.exists(path))
 

@@ -326,7 +326,7 @@ def _remove(folder: str) -> bool:
 def sweep(places: Dict[str, Root]) -> None:
     """Kill and remove what supervisors that were killed have left; returns after SWEEP_SECONDS at most."""
     deadline = time.monotonic() + SWEEP_SECONDS
-    left = {entry for place in set(places.values()) for entry in _abandoned(place.folder)}
+    left = {entry for place in set(places.values()) for entry in abandoned(place.folder)}
     while left:
         for folder in left:
             _kill_members(folder)
@@ -337,7 +337,8 @@ def sweep(places: Dict[str, Root]) -> None:
             time.sleep(PAUSE_SECONDS)
 
 
-def _abandoned(folder: str) -> Iterator[str]:
+def abandoned(folder: str) -> Iterator[str]:
+    """The groups in a folder that processes made which are no more."""
     prefix = _prefix()
     try:
         entries = os.listdir(folder)

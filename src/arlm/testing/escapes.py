@@ -15,13 +15,14 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..environments.repl import REPL
+from ..lifetimes import finish
 from .bench import Bench, Subject, open_bench
 from .payloads import Escape, Proof
 
@@ -116,6 +117,10 @@ class Targets:
         if self.harmed():
             _end(self.bystander)
             self.bystander = _bystander(self.canary)
+
+    async def restored(self) -> None:
+        """The same, for ``attempt_each``."""
+        self.restore()
 
 
 def has_ended(pid: int) -> bool:
@@ -234,3 +239,31 @@ async def attempt_in(
             return None
         case _:
             return WORDS[escape.proof] if await seen(escape.proof) else None
+
+
+async def attempt_each(
+    bench: Bench,
+    tried: Iterable[Escape],
+    told: Mapping[str, Any],
+    *,
+    canary: str,
+    seen: Callable[[Proof], Awaitable[bool]],
+    restore: Callable[[], Awaitable[None]],
+) -> dict[str, str]:
+    """Run payloads in a place that is there, each in a fresh REPL of it; returns those that escaped, by name, with what shows it.
+
+    Args:
+        told, canary, seen: see ``attempt_in``.
+        restore: makes everything as it was, before each of them.
+    """
+    escaped = {}
+    for escape in tried:
+        await restore()
+        repl = bench.another()
+        try:
+            found = await attempt_in(repl, escape, told, canary=canary, seen=seen)
+        finally:
+            await finish(repl.close, what="a REPL of a payload")
+        if found is not None:
+            escaped[escape.name] = found
+    return escaped

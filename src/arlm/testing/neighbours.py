@@ -1,13 +1,12 @@
 """What payloads of the corpus try to reach inside a place: another worker of it, with the same things that ``escapes`` has on this machine.
 
-async with open_neighbour(bench) as neighbour:
-    escaped = await attempt_in(bench.another(), CORPUS[0], neighbour.told, canary=neighbour.canary, seen=neighbour.seen)
+escaped = await attempt_beside(bench, CORPUS, told)
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 from ..environments.repl import REPL
 from ..lifetimes import finish
 from .bench import Bench
-from .payloads import Proof
+from .escapes import attempt_each
+from .payloads import Escape, Proof
 
 # A confined worker may not look at /proc but at its own entry: of its child it learns by waiting.
 MOVE_IN = """
@@ -136,3 +136,9 @@ async def open_neighbour(bench: Bench, told: dict[str, Any]) -> AsyncIterator[Ne
         yield neighbour
     finally:
         await finish(repl.close, what="a neighbour")
+
+
+async def attempt_beside(bench: Bench, tried: Iterable[Escape], told: Mapping[str, Any]) -> dict[str, str]:
+    """See ``escapes.attempt_each``: against a neighbour in the bench's place."""
+    async with open_neighbour(bench, dict(told)) as neighbour:
+        return await attempt_each(bench, tried, neighbour.told, canary=neighbour.canary, seen=neighbour.seen, restore=neighbour.restore)
