@@ -30,6 +30,7 @@ MAY = {
 NEVER_BACK = {
     *("time.monotonic", "time.perf_counter", "time.process_time", "time.sleep"),
     *("time.clock_gettime", "time.pthread_getcpuclockid"),  # a thread's CPU time
+    "time.CLOCK_BOOTTIME",  # as monotonic, the time that the machine slept included: a process's start is told in it
 }
 
 

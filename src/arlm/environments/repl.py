@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import anyio
 from anyio.abc import TaskGroup
@@ -46,10 +46,6 @@ class Loaded:
         if self.value is not None:
             return {"name": self.name, "aliases": list(self.aliases), "value": self.value}
         return {"name": self.name, "aliases": list(self.aliases), "path": self.path, "kind": self.kind}
-
-
-class _WorkerLost(SandboxError):
-    """A worker ended before it was ready."""
 
 
 class REPL:
@@ -107,14 +103,14 @@ class REPL:
             SandboxError: it could not be started, or ended while loading.
         """
         async with self._starting:
-            if self._peer is None or self._peer.lost is not None:
+            if not _is_there(self._peer):
                 if self._peer is not None:
                     self._lost_between, self.variables = tuple(self.variables), {}
                 await self.close()
                 contexts = list(self.contexts)
                 try:
                     await self._start()
-                except _WorkerLost:
+                except SandboxError:
                     if not await self._lost_with_its_place():
                         raise
                     self.contexts = contexts
@@ -160,10 +156,10 @@ class REPL:
                 return connecting.result()
             if worker.exited.done():
                 how = worker.exited.result()
-                raise _WorkerLost(f"the worker ended while starting: {how}. {how.output[:OUTPUT_CHARS]}".strip())
+                raise SandboxError(f"the worker ended while starting: {how}. {how.output[:OUTPUT_CHARS]}".strip())
             raise SandboxError(f"the worker did not connect within {START_SECONDS:g} s")
         except PeerLost as error:
-            raise _WorkerLost(f"the worker's connection was lost while starting: {error}") from error
+            raise SandboxError(f"the worker's connection was lost while starting: {error}") from error
         finally:
             connecting.cancel()
 
@@ -187,7 +183,7 @@ class REPL:
             hint = f"; memory_limit is {self._memory_limit:,} bytes" if error.kind == "MemoryError" and self._memory_limit else ""
             raise SandboxError(f"{name} could not be loaded: {error.kind}: {error}{hint}") from error
         except PeerLost as error:
-            raise _WorkerLost(f"the worker was lost while it loaded {name}: {error}") from error
+            raise SandboxError(f"the worker was lost while it loaded {name}: {error}") from error
 
     async def close(self) -> None:
         """Kill the worker with everything below it."""
@@ -204,11 +200,12 @@ class REPL:
     async def load(self, context: Loaded) -> None:
         """Add a context, for this worker and its successors. Raises SandboxError."""
         self.contexts.append(context)
-        if self._peer is not None and self._peer.lost is None:
+        peer = self._peer
+        if _is_there(peer):
             try:
-                await self._load_context(self._peer, context)
-            except _WorkerLost:
-                if not await self._lost_with_its_place():
+                await self._load_context(peer, context)
+            except SandboxError:
+                if _is_there(peer) or not await self._lost_with_its_place():
                     raise
                 self.contexts.append(context)  # the next worker has it
 
@@ -222,7 +219,7 @@ class REPL:
         """
         self._cell_timeout, self._show, self._history = cell_timeout, on_output, history
         peer, worker = self._peer, self._worker
-        if peer is None or worker is None or peer.lost is not None:
+        if worker is None or not _is_there(peer):
             return
         try:
             async with asyncio.timeout(IDLE_SECONDS):
@@ -420,3 +417,7 @@ class REPL:
         return CellResult(
             output=output, output_chars=len(output), error=reason, stopped=stopped or "exited", lost=lost, duration_s=duration
         )
+
+
+def _is_there(peer: Peer | None) -> TypeGuard[Peer]:
+    return peer is not None and peer.lost is None
