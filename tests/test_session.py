@@ -132,16 +132,18 @@ async def test_a_worker_killed_between_questions_is_replaced_and_the_loss_is_nam
 
 async def test_calls_between_questions_are_refused_in_the_cell():
     code = (
-        "import threading, time\nseen = []\n"
-        "def late():\n    while not gate: time.sleep(0.001)\n"
+        "import os, threading, time\nseen = []\n"
+        "def late():\n    while not os.path.exists('gate'): time.sleep(0.001)\n"
         "    try:\n        seen.append(llm_query('x'))\n    except RuntimeError as error:\n        seen.append(str(error))\n"
-        "gate = []\nthread = threading.Thread(target=late); thread.start()\n"
-        "threading.Timer(0.2, gate.append, [1]).start()"
+        "    os.mkdir('done')\n"
+        "threading.Thread(target=late).start()"
     )
-    lm = ScriptedLM([cell(code), final("'x'"), final("(thread.join(), seen[0])[1]")], sub="ok")
+    lm = ScriptedLM([cell(code), final("os.getcwd()"), final("seen[0]")], sub="ok")
     async with arlm.RLM(model=lm).session() as session:
-        await session.run("one", context="c")
-        await asyncio.sleep(0.4)
+        folder = Path((await session.run("one", context="c")).answer)
+        (folder / "gate").touch()
+        while not (folder / "done").exists():
+            await asyncio.sleep(0.001)
         assert (await session.run("two")).answer == "llm_query: no run is active"
     assert lm.sub_calls == []
 
