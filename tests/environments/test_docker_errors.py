@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -70,11 +72,36 @@ async def test_no_engine_behind_a_port() -> None:
     assert (await refusal(DockerREPL(engine=url))).startswith("no Docker engine answers: start it, or set DOCKER_HOST")
 
 
-@pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1", "/var/run/docker.sock"])
+ADDRESSES = ["nonsense", "ftp://127.0.0.1", "/var/run/docker.sock", "tcp://", "tcp://127.0.0.1", "tcp://[::1", "tcp://127.0.0.1:99999"]
+
+
+@pytest.mark.parametrize("url", ADDRESSES)
 async def test_an_address_that_is_none_is_a_config_error(url: str) -> None:
     pytest.importorskip("aiodocker")
-    with pytest.raises(arlm.ConfigError, match=f"the address of the Docker engine, '{url}', cannot be used"):
+    with pytest.raises(arlm.ConfigError, match=re.escape(f"the address of the Docker engine, '{url}', cannot be used")):
         await arlm.run("q", model=ScriptedLM(), environment=DockerREPL(engine=url))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "words"),
+    [
+        ("text/html", "<html>", "what answers at {url} is no Docker engine: TypeError: "),
+        ("application/json", "{}", "what answers at {url} is no Docker engine: KeyError: "),
+        ("application/json", "[]", "what answers at {url} is no Docker engine: TypeError: "),
+        ("application/json", "{", "what answers at {url} is no Docker engine: JSONDecodeError: "),
+    ],
+)
+async def test_what_is_no_engine_is_told_from_one(kind: str, body: str, words: str) -> None:
+    pytest.importorskip("aiodocker")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert (await refusal(DockerREPL(engine=url))).startswith(words.format(url=url))
 
 
 async def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +215,10 @@ async def test_a_mount_over_a_file_of_the_image_is_an_error(engine: Engine, tmp_
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"transport": "tcp"}, "transport must be 'unix' or 'stdio', not 'tcp'"),
-    ({"cpus": 0}, "cpus must be a number of at least 0.01, not 0"),
+    ({"cpus": 0}, "cpus must be a number from 0.01 to as many CPUs as the engine has, not 0"),
     ({"cpus": True}, "cpus must be"),
     ({"cpus": float("nan")}, "cpus must be"),
+    ({"cpus": 1e300}, "cpus must be"),
     ({"image": " "}, "image must be a name, not ' '"),
     ({"runtime": ""}, "runtime must be a name"),
     ({"engine": ""}, "engine must be a URL"),
@@ -203,6 +231,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"user": "root"}, "user must be 'UID' or 'UID:GID' in numbers, not 'root'"),
     ({"user": 0}, "user must be"),
     ({"mounts": "/a:/b"}, "mounts is a list"),
+    ({"mounts": None}, "mounts is a list"),
+    ({"mounts": {"/a": "/b"}}, "mounts is a list"),
     ({"mounts": ["/a"]}, "mounts must be a list of 'SOURCE:TARGET'"),
     ({"mounts": ["a:/b"]}, "absolute paths"),
     ({"mounts": ["/a:/b:rx"]}, "mounts must be"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import posixpath
 import re
@@ -36,6 +35,7 @@ NOBODY = (65534, 65534)  # user and group of containers where the host is root
 IMAGE = "python:3.12-slim"
 PIDS = 4096  # of a container: its 256 workers with two threads each, and what their cells start
 LEAST_PIDS = 16
+MOST_CPUS = 1e9  # what an engine can read; one that has fewer says how many
 DISK_BYTES = 1024**3
 LEAST_BYTES = 64 * 1024 * 1024
 RETURN_SECONDS = 30.0  # for an engine that is being restarted to be there again
@@ -90,8 +90,8 @@ class DockerREPL(Environment):
     ) -> None:
         if transport not in (None, "unix", "stdio"):
             raise _wrong("transport", "'unix' or 'stdio'", transport)
-        if cpus is not None and not (isinstance(cpus, (int, float)) and not isinstance(cpus, bool) and 0.01 <= cpus < math.inf):
-            raise _wrong("cpus", "a number of at least 0.01", cpus)
+        if cpus is not None and not (isinstance(cpus, (int, float)) and not isinstance(cpus, bool) and 0.01 <= cpus <= MOST_CPUS):
+            raise _wrong("cpus", "a number from 0.01 to as many CPUs as the engine has", cpus)
         for name, text in (("image", image), ("runtime", runtime), ("engine", engine)):
             if text is not None and not (isinstance(text, str) and text.strip()):
                 raise _wrong(name, "a name" if name != "engine" else "a URL", text)
@@ -239,8 +239,8 @@ def _whole(name: str, given: Any, least: int) -> int:
 
 
 def _mounts(given: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
-    if isinstance(given, str):
-        raise ConfigError("environment_options: mounts is a list of 'SOURCE:TARGET' or 'SOURCE:TARGET:rw', not one text")
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ConfigError(f"environment_options: mounts is a list of 'SOURCE:TARGET' or 'SOURCE:TARGET:rw', not {given!r}")
     found = []
     for text in given:
         parts = str(text).split(":")
