@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 import arlm
+from arlm.context import write_context
+from arlm.environments import docker as docker_module
 from arlm.events import AnyEvent
 from arlm.testing.bench import Bench, open_bench
 from arlm.testing.scripted import ScriptedLM
 from docker_engine import Engine
-from docker_places import cell, containers, docker, final, kill, labels, left_on, road, said_to, subject
+from docker_places import asking, cell, containers, docker, final, kill, labels, left_on, road, said_to, subject
 from docker_proxy import over_tcp
 from programs import ProgramLM, run
 
@@ -69,6 +72,42 @@ async def test_a_container_killed_between_two_cells_is_replaced_and_the_next_cel
             await bench.repl._worker.exited
         result = await bench.cell("print(len(context))")
         assert (result.output, result.error, result.stopped, result.lost) == ("100000\n", None, None, ("x",))
+
+
+@pytest.mark.parametrize("transport", ["unix", "elsewhere"])
+async def test_a_context_that_comes_after_its_container_was_removed_is_there_in_the_fresh_one(transport: str, engine: Engine) -> None:
+    with road(transport, engine) as options:
+        async with open_bench(subject(engine, **options)) as bench:
+            await bench.context("first" * 100_000)
+            (container,) = containers(engine.url)
+            with asking(engine.url) as asked:
+                asked.delete(f"/containers/{container['Id']}", params={"force": True, "v": True})
+            await bench.context("second" * 100_000)
+            assert await bench.out("len(context), len(context_0)") == "(600000, 500000)\n"
+
+
+async def test_contexts_may_come_while_a_container_is_being_replaced(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = docker_module._DockerPlace._upload
+    with road("elsewhere", engine) as options:
+        async with open_bench(subject(engine, **options)) as bench:
+            await bench.context("first" * 100_000)
+            await bench.context("second" * 100_000)
+            await bench.out("1")
+            third = await write_context("third", bench.scratch / "third")
+            put: list[str] = []
+
+            async def and_another_comes(place: docker_module._DockerPlace, path: Path, name: str) -> None:
+                await upload(place, path, name)
+                if not put:
+                    put.append("")
+                    put[:] = [await bench.place.put(third)]
+
+            kill(engine.url)
+            with anyio.fail_after(PATIENCE_S):
+                await bench.repl._worker.exited
+            monkeypatch.setattr(docker_module._DockerPlace, "_upload", and_another_comes)
+            assert await bench.out("len(context), len(context_0)") == "(600000, 500000)\n"
+            assert await bench.out(f"open({put[0]!r}).read()") == "'third'\n"
 
 
 async def test_a_container_killed_in_each_cell_is_replaced_each_time(engine: Engine) -> None:

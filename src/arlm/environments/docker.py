@@ -168,7 +168,7 @@ class _DockerPlace(SupervisedPlace):
             if self._closed:
                 raise SandboxError("the place was closed")
             await _once_it_is_back(self._room.renew)
-            for path, file in self._files.items() if not self._room.box.shared else ():
+            for path, file in [*self._files.items()] if not self._room.box.shared else ():  # more may be put meanwhile
                 await self._upload(file, Path(path).name)
             self._control = self._room.container.control
 
@@ -176,16 +176,28 @@ class _DockerPlace(SupervisedPlace):
         """See Place: workers read the host's file where they can see it, else a copy in the container."""
         self._put += 1
         name = f"{self._put}"
-        if self._room.box.shared:
-            try:
-                await anyio.to_thread.run_sync(self._share, file.path, name)
-            except OSError as error:
-                raise SandboxError(f"{file.path} could not be made readable for the container: {told(error)}") from error
-        else:
-            await self._upload(file.path, name)
         path = f"{CONTEXTS}/{name}"
         self._files[path] = file.path
+        try:
+            await (self._put_in_box(file.path, name) if self._room.box.shared else self._put_in_container(file.path, name))
+        except BaseException:
+            del self._files[path]
+            raise
         return path
+
+    async def _put_in_box(self, path: Path, name: str) -> None:
+        try:
+            await anyio.to_thread.run_sync(self._share, path, name)
+        except OSError as error:
+            raise SandboxError(f"{path} could not be made readable for the container: {told(error)}") from error
+
+    async def _put_in_container(self, path: Path, name: str) -> None:
+        try:
+            await self._upload(path, name)
+        except SandboxError:
+            if not await self._room.container.has_ended():
+                raise
+            await self._renew()  # and copy it with the others
 
     def _share(self, path: Path, name: str) -> None:
         if path.is_relative_to(self._scratch):

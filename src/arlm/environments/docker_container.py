@@ -201,6 +201,11 @@ class Container:
             return LOST  # its supervisor saw that too, and ended
         return f"its container ended with status {state['ExitCode']}{said}"
 
+    async def has_ended(self) -> bool:
+        """Whether it is lost, after a moment in which that is learned: an engine refuses what is asked of a dead one at once."""
+        await asyncio.wait(self._pumps[1:], timeout=2 * END_SECONDS)
+        return not self.lives
+
     async def upload(self, folder: str, archive: Any) -> None:
         """Copy files into it, where it shares none with the host. Raises SandboxError."""
         await self._engine.upload(self._id, folder, archive)

@@ -30,6 +30,7 @@ HINTS = {  # what to do, by what an engine says
     "network": "`docker network ls` lists the engine's networks; option `network`",
     "no space left on device": "`docker system df` shows what fills the engine's disk",
 }
+TOLD_CHARS = 1_000  # of what an engine says, which may hold a page that a proxy showed to it
 CREDENTIALS = re.compile(r"(?<=://)[^/\s]\S*@")  # of a URL, wherever it stands in a text
 
 
@@ -339,7 +340,7 @@ class Told:
                 return NoSuchImage(error.message)
             if error.status == 409 and "already in use" in error.message:
                 return NameTaken(error.message)
-            return self._kind(f"{self._what}: {error.message or f'HTTP status {error.status}'}{_hint(error.message)}")
+            return self._kind(f"{self._what}: {cut(error.message) or f'HTTP status {error.status}'}{_hint(error.message)}")
         if isinstance(error, TimeoutError):
             within = "" if self._seconds is None else f" within {self._seconds:g} s"
             return EngineDown(f"{self._what}: the Docker engine did not answer{within}")
@@ -348,6 +349,11 @@ class Told:
         if isinstance(error, (OSError, _client_error())):
             return EngineDown(f"{self._what}: the connection to the Docker engine broke ({error})")
         return None
+
+
+def cut(message: str) -> str:
+    """What an engine says, where it says too much."""
+    return message if len(message) <= TOLD_CHARS else f"{message[:TOLD_CHARS]}…"
 
 
 def _hint(message: str) -> str:
