@@ -54,7 +54,7 @@ class DockerREPL(Environment):
         image: pulled when the engine does not have it.
         network: False: none. True: the engine's default. A name: that network of the engine's.
         mounts: files and folders of the engine's machine, ``"SOURCE:TARGET"`` for reading or ``"SOURCE:TARGET:rw"``; absolute paths.
-        user: ``"UID"`` or ``"UID:GID"`` of the processes inside. None: nobody where the host is root, else the host's user, who alone can
+        user: ``UID`` or ``"UID:GID"`` of the processes inside. None: nobody where the host is root, else the host's user, who alone can
             then reach the socket and the contexts.
         runtime: of the engine's runtimes, such as ``"runsc"``; None: its default.
         memory: bytes that a container may have with all that is in it; None: half of what the engine has.
@@ -78,7 +78,7 @@ class DockerREPL(Environment):
         image: str = IMAGE,
         network: bool | str = False,
         mounts: Sequence[str] = (),
-        user: str | None = None,
+        user: str | int | None = None,
         runtime: str | None = None,
         memory: int | None = None,
         cpus: float | None = None,
@@ -265,10 +265,11 @@ def _mounts(given: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
     return tuple(found)
 
 
-def _user(given: str | None) -> tuple[int, int]:
+def _user(given: str | int | None) -> tuple[int, int]:
     if given is None:
         return NOBODY if sys.platform != "linux" or os.geteuid() == 0 else (os.geteuid(), os.getegid())
-    if not isinstance(given, str) or not re.fullmatch(r"\d{1,9}(:\d{1,9})?", given):
-        raise _wrong("user", "'UID' or 'UID:GID' in numbers", given)
-    uid, _, gid = given.partition(":")
+    text = str(given)
+    if isinstance(given, bool) or not isinstance(given, (str, int)) or not re.fullmatch(r"\d{1,9}(:\d{1,9})?", text):
+        raise _wrong("user", "UID or 'UID:GID' in numbers", given)
+    uid, _, gid = text.partition(":")
     return int(uid), int(gid or uid)
