@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import socket
@@ -70,6 +71,35 @@ async def test_no_engine_behind_a_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     assert (await refusal(DockerREPL(engine=url))).startswith("no Docker engine answers: start it, or set DOCKER_HOST")
+
+
+@pytest.fixture
+def contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the docker command's settings, whose current context is an engine at /far/away."""
+    folder = tmp_path / ".docker"
+    meta = folder / "contexts" / "meta" / hashlib.sha256(b"far").hexdigest()
+    meta.mkdir(parents=True)
+    (meta / "meta.json").write_text('{"Name": "far", "Endpoints": {"docker": {"Host": "unix:///far/away"}}}')
+    (folder / "config.json").write_text('{"currentContext": "far"}')
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return folder
+
+
+async def test_docker_host_goes_before_the_current_context(contexts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiodocker")
+    assert "/far/away" in await refusal(DockerREPL())
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{contexts}/none.sock")
+    assert f"{contexts}/none.sock" in await refusal(DockerREPL())
+    assert "/given" in await refusal(DockerREPL(engine="unix:///given"))
+
+
+async def test_a_context_that_cannot_be_used_is_a_config_error(contexts: Path) -> None:
+    pytest.importorskip("aiodocker")
+    (contexts / "config.json").write_text('{"currentContext": "gone"}')
+    with pytest.raises(arlm.ConfigError, match=r"the current Docker context cannot be used: .*gone"):
+        await arlm.run("q", model=ScriptedLM(), environment=DockerREPL())
 
 
 ADDRESSES = ["nonsense", "ftp://127.0.0.1", "/var/run/docker.sock", "tcp://", "tcp://127.0.0.1", "tcp://[::1", "tcp://127.0.0.1:99999"]

@@ -253,13 +253,14 @@ def _client(url: str | None) -> tuple[Docker, str]:
         from aiohttp import UnixConnector
     except ImportError as error:
         raise ConfigError(f"the environment 'docker' needs the package aiodocker ({error}): pip install 'arlm[docker]'") from None
+    url = url or os.environ.get("DOCKER_HOST")  # before the context, as the docker command has it: the client has it after
     try:
         docker = aiodocker.Docker(url=url)
     except (ValueError, AssertionError, AttributeError, ImportError, OSError, aiodocker.DockerError) as error:
-        if url is None and "DOCKER_HOST" not in os.environ and isinstance(error, (ValueError, AssertionError)):
+        if url is None and isinstance(error, (ValueError, AssertionError)):
             raise EngineDown(f"no Docker engine was found: install Docker and start it, or set DOCKER_HOST{_because(error)}") from None
-        given = f"{url or os.environ.get('DOCKER_HOST')!r}, cannot be used: {error}"
-        raise ConfigError(f"the address of the Docker engine, {without_credentials(given)}") from None
+        what = "the current Docker context" if url is None else f"the address of the Docker engine, {url!r},"
+        raise ConfigError(without_credentials(f"{what} cannot be used: {error}")) from None
     if type(docker.connector) is UnixConnector:  # a connection over ssh is a kind of one too
         return docker, f"unix://{docker.connector.path}"
     return docker, str(url or docker.docker_host).replace("unix:", "ssh:")
