@@ -211,6 +211,13 @@ async def test_what_a_python_says_that_is_none_stands_in_the_error(transport: st
     assert "its container ended with status 3: of no use" in words
 
 
+async def test_a_python_that_greets_is_told_from_a_supervisor(engine: Engine) -> None:
+    script = "#!/bin/sh\necho 'Welcome to this image'\nexec /bin/python \"$@\"\n"
+    with image_with(engine, {"/bin/python3": script}, base=engine.image) as image:
+        words = await refusal(docker(engine, image=image))
+    assert "it said what is no message of a supervisor, such as a greeting" in words
+
+
 async def test_a_python_that_is_too_old_says_so(engine: Engine) -> None:
     old = "#!/bin/sh\nexec /bin/python -c \"import sys, runpy; sys.version_info = (3, 8, 1, 'final', 0); sys.argv = ['$2']; sys.path.insert(0, '$2'); runpy.run_path('$2', run_name='__main__')\"\n"  # noqa: E501
     with image_with(engine, {"/bin/python3": old}, base=engine.image) as image:
