@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 
 import arlm
@@ -165,6 +166,23 @@ async def test_all_repls_of_a_killed_container_move_into_one_fresh_container(eng
         finally:
             for repl in others:
                 await repl.close()
+
+
+async def test_where_the_process_that_workers_are_forked_from_is_killed_the_next_has_a_fresh_container(engine: Engine) -> None:
+    async with open_bench(subject(engine, transport="stdio")) as bench:
+        await bench.out("x = 1")
+        place = bench.place
+        assert isinstance(place, docker_module._DockerPlace)
+        nursery = place._control._nursery
+        assert nursery is not None
+        (container,) = containers(engine.url)
+        supervisor = psutil.Process(container["State"]["Pid"])
+        (forks,) = [each for each in supervisor.children() if each.num_threads() == 1]  # a worker has a thread for its connection
+        forks.kill()
+        with anyio.fail_after(PATIENCE_S):
+            await nursery.exited
+        assert (await bench.another().run_cell("print('there')", 1)).output == "there\n"
+        assert (await bench.cell("print('too')")).lost == ("x",)
 
 
 @pytest.mark.parametrize("transport", ["unix", "elsewhere"])
