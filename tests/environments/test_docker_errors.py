@@ -18,6 +18,7 @@ import pytest
 
 import arlm
 from arlm.environments.docker import DockerREPL
+from arlm.environments.docker_box import Box
 from arlm.testing.scripted import ScriptedLM
 from docker_engine import Engine
 from docker_image import ensure_image
@@ -246,6 +247,26 @@ async def test_a_mount_whose_source_is_missing_is_named(engine: Engine, tmp_path
 async def test_a_mount_over_a_file_of_the_image_is_an_error(engine: Engine, tmp_path: Path) -> None:
     words = await refusal(docker(engine, mounts=[f"{tmp_path}:/bin/python3"]))
     assert "/bin/python3" in words or "not a directory" in words.lower()
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine sees nothing of this machine's files, and says otherwise: it is in a container of its own, for instance."""
+    mounts = Box.mounts
+
+    def elsewhere(box: Box, labels: dict[str, str]) -> list[dict[str, Any]]:
+        return [{**mount, "Source": f"/nowhere{mount['Source']}"} if mount["Type"] == "bind" else mount for mount in mounts(box, labels)]
+
+    monkeypatch.setattr(Box, "mounts", elsewhere)
+
+
+async def test_where_the_engine_does_not_see_files_after_all_they_are_copied(engine: Engine, unseen: None) -> None:
+    model = ScriptedLM([final("str(len(context))")])
+    assert (await arlm.run("q", context="c" * 100_000, model=model, environment=docker(engine))).answer == "100000"
+
+
+async def test_a_mounted_socket_that_the_engine_does_not_see_is_an_error(engine: Engine, unseen: None) -> None:
+    assert "bind source path does not exist: /nowhere" in await refusal(docker(engine, transport="unix"))
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

@@ -116,7 +116,9 @@ def test_runs_at_the_same_time_have_one_each(engine: Engine) -> None:
         environment = docker(engine, pool=2)
         await a_run(environment)
         await full(environment)
-        return await asyncio.gather(*(a_run(environment) for _ in range(5)))
+        used = await asyncio.gather(*(a_run(environment) for _ in range(5)))
+        assert len(await full(environment)) == 2
+        return used
 
     assert len(set(asyncio.run(runs()))) == 5
 

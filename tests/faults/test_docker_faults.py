@@ -130,17 +130,31 @@ async def test_killed_while_a_sub_call_is_pending_the_call_is_cancelled(engine: 
         assert bench.script.in_flight == 0
 
 
+def cut_connections() -> None:
+    """Those that ``over_tcp`` passes on."""
+    for each in asyncio.all_tasks():
+        if getattr(each.get_coro(), "__qualname__", "").endswith("over_tcp.<locals>.serve"):
+            each.cancel()
+
+
 async def test_a_connection_that_is_cut_is_told_from_a_killed_container(engine: Engine) -> None:
     async with over_tcp(engine.url) as url, open_bench(subject(engine, engine=url)) as bench:
         await bench.out("x = 1")
         async with bench.running(BUSY) as task:
             await bench.until_streamed("here")
-            for each in asyncio.all_tasks():
-                if getattr(each.get_coro(), "__qualname__", "").endswith("over_tcp.<locals>.serve"):
-                    each.cancel()
+            cut_connections()
         assert (task.result().error or "").endswith("the connection to its container was lost")
         assert task.result().lost == ("x",)
         assert await bench.out("1 + 1") == "2\n"
+
+
+async def test_a_worker_that_ran_out_of_memory_is_not_why_its_container_ended_later(engine: Engine) -> None:
+    async with over_tcp(engine.url) as url, open_bench(subject(engine, engine=url, memory=128 * MIB)) as bench:
+        assert (await bench.cell("y = b'x' * (400 << 20)")).stopped == "exited"
+        async with bench.running(BUSY) as task:
+            await bench.until_streamed("here")
+            cut_connections()
+        assert (task.result().error or "").endswith("the connection to its container was lost")
 
 
 async def test_all_repls_of_a_killed_container_move_into_one_fresh_container(engine: Engine) -> None:
