@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 import arlm
+from arlm.environments import docker as docker_module
+from arlm.environments import docker_box
 from arlm.testing.bench import open_bench
 from arlm.testing.scripted import ScriptedLM
 from docker_engine import Engine
@@ -156,3 +160,19 @@ async def test_children_are_workers_of_one_container(engine: Engine) -> None:
     assert len(result.children) == 20
     assert list(model.found.values()) == [result.run_id]
     assert next(iter(model.found))[:12] in result.answer
+
+
+async def test_a_file_that_becomes_shorter_while_it_is_copied_is_an_error(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def while_it_shrinks(file: BinaryIO, name: str) -> AsyncIterator[bytes]:
+        async for piece in docker_box.file_archive(file, name):
+            yield piece
+            os.truncate(file.name, MIB)
+
+    monkeypatch.setattr(docker_module, "file_archive", while_it_shrinks)
+    file = tmp_path / "context"
+    file.write_bytes(bytes(5 * MIB))
+    with road("elsewhere", engine) as options, pytest.raises(arlm.SandboxError) as caught:
+        await arlm.run("q", context=file, model=ScriptedLM(), environment=docker(engine, **options))
+    assert str(caught.value) == f"{file} became shorter while it was copied to the container"

@@ -207,7 +207,13 @@ class _DockerPlace(SupervisedPlace):
     async def _upload(self, path: Path, name: str) -> None:
         try:
             with open(path, "rb") as file:  # noqa: ASYNC230 - a cancel would lose a file that a thread has opened
-                await self._room.container.upload(CONTEXTS, file_archive(file, name))
+                size = os.fstat(file.fileno()).st_size
+                try:
+                    await self._room.container.upload(CONTEXTS, file_archive(file, name))
+                except SandboxError:
+                    if os.fstat(file.fileno()).st_size < size:  # of which the client makes an engine that does not answer
+                        raise SandboxError(f"{path} became shorter while it was copied to the container") from None
+                    raise
         except OSError as error:
             raise SandboxError(f"{path} could not be copied to the container: {told(error)}") from error
 
