@@ -115,6 +115,11 @@ def test_bad_standard_input_is_refused(here, monkeypatch, given, said):
     check(here(*QUESTION, "-", "-m", "demo/demo"), 2, said)
 
 
+def test_closed_standard_input_is_refused(here, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it then
+    check(here(*QUESTION, "-", "-m", "demo/demo"), 2, "standard input is closed")
+
+
 def test_with_json_an_error_is_an_object_on_standard_output_too(here):
     done = here(*QUESTION, "-m", "gpt-5-mini", "--json")
     assert done.code == 2

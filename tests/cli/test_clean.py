@@ -260,6 +260,13 @@ async def test_all_without_a_terminal_needs_yes(shed: Path, variables: dict[str,
     assert left(shed) == []
 
 
+async def test_all_with_a_closed_standard_input_needs_yes_too(shed: Path, variables: dict[str, str]) -> None:
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", ARLM, "clean", "--all", "-e", "shed"]
+    done = subprocess.run(command, env=clean_environment(**variables), capture_output=True, text=True, check=False)
+    assert (done.returncode, left(shed)) == (2, ["1", "2", "3"])
+    assert "add --yes" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("typed", "code", "stays"),
     [(b"y\n", 0, []), (b"YES\n", 0, []), (b"n\n", 130, ["1", "2", "3"]), (b"\n", 130, ["1", "2", "3"]), (b"\x04", 130, ["1", "2", "3"])],

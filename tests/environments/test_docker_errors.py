@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +18,7 @@ import pytest
 
 import arlm
 from arlm.environments.docker import DockerREPL
+from arlm.environments.docker_box import Box
 from arlm.testing.scripted import ScriptedLM
 from docker_engine import Engine
 from docker_image import ensure_image
@@ -70,11 +74,65 @@ async def test_no_engine_behind_a_port() -> None:
     assert (await refusal(DockerREPL(engine=url))).startswith("no Docker engine answers: start it, or set DOCKER_HOST")
 
 
-@pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1", "/var/run/docker.sock"])
+@pytest.fixture
+def contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the docker command's settings, whose current context is an engine at /far/away."""
+    folder = tmp_path / ".docker"
+    meta = folder / "contexts" / "meta" / hashlib.sha256(b"far").hexdigest()
+    meta.mkdir(parents=True)
+    (meta / "meta.json").write_text('{"Name": "far", "Endpoints": {"docker": {"Host": "unix:///far/away"}}}')
+    (folder / "config.json").write_text('{"currentContext": "far"}')
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return folder
+
+
+async def test_docker_host_goes_before_the_current_context(contexts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiodocker")
+    assert "/far/away" in await refusal(DockerREPL())
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{contexts}/none.sock")
+    assert f"{contexts}/none.sock" in await refusal(DockerREPL())
+    assert "/given" in await refusal(DockerREPL(engine="unix:///given"))
+
+
+async def test_a_context_that_cannot_be_used_is_a_config_error(contexts: Path) -> None:
+    pytest.importorskip("aiodocker")
+    (contexts / "config.json").write_text('{"currentContext": "gone"}')
+    with pytest.raises(arlm.ConfigError, match=r"the current Docker context cannot be used: .*gone"):
+        await arlm.run("q", model=ScriptedLM(), environment=DockerREPL())
+
+
+ADDRESSES = ["nonsense", "ftp://127.0.0.1", "/var/run/docker.sock", "tcp://", "tcp://127.0.0.1", "tcp://[::1", "tcp://127.0.0.1:99999"]
+
+
+@pytest.mark.parametrize("url", ADDRESSES)
 async def test_an_address_that_is_none_is_a_config_error(url: str) -> None:
     pytest.importorskip("aiodocker")
-    with pytest.raises(arlm.ConfigError, match=f"the address of the Docker engine, '{url}', cannot be used"):
+    with pytest.raises(arlm.ConfigError, match=re.escape(f"the address of the Docker engine, '{url}', cannot be used")):
         await arlm.run("q", model=ScriptedLM(), environment=DockerREPL(engine=url))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "words"),
+    [
+        ("text/html", "<html>", "what answers at {url} is no Docker engine: TypeError: "),
+        ("application/json", "{}", "what answers at {url} is no Docker engine: KeyError: "),
+        ("application/json", "[]", "what answers at {url} is no Docker engine: TypeError: "),
+        ("application/json", "{", "what answers at {url} is no Docker engine: JSONDecodeError: "),
+    ],
+)
+async def test_what_is_no_engine_is_told_from_one(kind: str, body: str, words: str) -> None:
+    pytest.importorskip("aiodocker")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert (await refusal(DockerREPL(engine=url))).startswith(words.format(url=url))
 
 
 async def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +212,13 @@ async def test_what_a_python_says_that_is_none_stands_in_the_error(transport: st
     assert "its container ended with status 3: of no use" in words
 
 
+async def test_a_python_that_greets_is_told_from_a_supervisor(engine: Engine) -> None:
+    script = "#!/bin/sh\necho 'Welcome to this image'\nexec /bin/python \"$@\"\n"
+    with image_with(engine, {"/bin/python3": script}, base=engine.image) as image:
+        words = await refusal(docker(engine, image=image))
+    assert "it said what is no message of a supervisor, such as a greeting" in words
+
+
 async def test_a_python_that_is_too_old_says_so(engine: Engine) -> None:
     old = "#!/bin/sh\nexec /bin/python -c \"import sys, runpy; sys.version_info = (3, 8, 1, 'final', 0); sys.argv = ['$2']; sys.path.insert(0, '$2'); runpy.run_path('$2', run_name='__main__')\"\n"  # noqa: E501
     with image_with(engine, {"/bin/python3": old}, base=engine.image) as image:
@@ -184,13 +249,34 @@ async def test_a_mount_over_a_file_of_the_image_is_an_error(engine: Engine, tmp_
     assert "/bin/python3" in words or "not a directory" in words.lower()
 
 
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine sees nothing of this machine's files, and says otherwise: it is in a container of its own, for instance."""
+    mounts = Box.mounts
+
+    def elsewhere(box: Box, labels: dict[str, str]) -> list[dict[str, Any]]:
+        return [{**mount, "Source": f"/nowhere{mount['Source']}"} if mount["Type"] == "bind" else mount for mount in mounts(box, labels)]
+
+    monkeypatch.setattr(Box, "mounts", elsewhere)
+
+
+async def test_where_the_engine_does_not_see_files_after_all_they_are_copied(engine: Engine, unseen: None) -> None:
+    model = ScriptedLM([final("str(len(context))")])
+    assert (await arlm.run("q", context="c" * 100_000, model=model, environment=docker(engine))).answer == "100000"
+
+
+async def test_a_mounted_socket_that_the_engine_does_not_see_is_an_error(engine: Engine, unseen: None) -> None:
+    assert "bind source path does not exist: /nowhere" in await refusal(docker(engine, transport="unix"))
+
+
 # -- options -----------------------------------------------------------------------------------------------------------
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"transport": "tcp"}, "transport must be 'unix' or 'stdio', not 'tcp'"),
-    ({"cpus": 0}, "cpus must be a number of at least 0.01, not 0"),
+    ({"cpus": 0}, "cpus must be a number from 0.01 to as many CPUs as the engine has, not 0"),
     ({"cpus": True}, "cpus must be"),
     ({"cpus": float("nan")}, "cpus must be"),
+    ({"cpus": 1e300}, "cpus must be"),
     ({"image": " "}, "image must be a name, not ' '"),
     ({"runtime": ""}, "runtime must be a name"),
     ({"engine": ""}, "engine must be a URL"),
@@ -200,9 +286,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"pids": 1}, "pids must be a whole number of at least 16"),
     ({"disk": 0}, "disk must be a whole number"),
     ({"pool": -1}, "pool must be a whole number of at least 0"),
-    ({"user": "root"}, "user must be 'UID' or 'UID:GID' in numbers, not 'root'"),
-    ({"user": 0}, "user must be"),
+    ({"user": "root"}, "user must be UID or 'UID:GID' in numbers, not 'root'"),
+    ({"user": -1}, "user must be"),
+    ({"user": True}, "user must be"),
+    ({"user": 1.5}, "user must be"),
+    ({"user": "1:"}, "user must be"),
     ({"mounts": "/a:/b"}, "mounts is a list"),
+    ({"mounts": None}, "mounts is a list"),
+    ({"mounts": {"/a": "/b"}}, "mounts is a list"),
     ({"mounts": ["/a"]}, "mounts must be a list of 'SOURCE:TARGET'"),
     ({"mounts": ["a:/b"]}, "absolute paths"),
     ({"mounts": ["/a:/b:rx"]}, "mounts must be"),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 import arlm
+from arlm.context import write_context
+from arlm.environments import docker as docker_module
+from arlm.environments import docker_box
 from arlm.testing.bench import open_bench
 from arlm.testing.scripted import ScriptedLM
 from docker_engine import Engine
@@ -156,3 +162,49 @@ async def test_children_are_workers_of_one_container(engine: Engine) -> None:
     assert len(result.children) == 20
     assert list(model.found.values()) == [result.run_id]
     assert next(iter(model.found))[:12] in result.answer
+
+
+async def test_a_file_that_becomes_shorter_while_it_is_copied_is_an_error(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def while_it_shrinks(file: BinaryIO, name: str) -> AsyncIterator[bytes]:
+        async for piece in docker_box.file_archive(file, name):
+            yield piece
+            os.truncate(file.name, MIB)
+
+    monkeypatch.setattr(docker_module, "file_archive", while_it_shrinks)
+    file = tmp_path / "context"
+    file.write_bytes(bytes(5 * MIB))
+    with road("elsewhere", engine) as options, pytest.raises(arlm.SandboxError) as caught:
+        await arlm.run("q", context=file, model=ScriptedLM(), environment=docker(engine, **options))
+    assert str(caught.value) == f"{file} became shorter while it was copied to the container"
+
+
+# -- what others may not read ------------------------------------------------------------------------------------------
+
+
+async def test_a_context_that_its_owner_alone_may_read_is_read(engine: Engine, tmp_path: Path) -> None:
+    file = tmp_path / "context"
+    file.write_text("c" * 100_000)
+    file.chmod(0o600)
+    model = ScriptedLM([final("str(len(context))")])
+    assert (await arlm.run("q", context=file, model=model, environment=docker(engine))).answer == "100000"
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+async def test_programs_that_their_owner_alone_may_read_are_run(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private = tmp_path / "guest"
+    shutil.copytree(docker_box.HERE, private)
+    for path in private.glob("*.py"):
+        path.chmod(0o600)
+    monkeypatch.setattr(docker_box, "HERE", private)
+    model = ScriptedLM([final("'yes'")])
+    assert (await arlm.run("q", model=model, environment=docker(engine))).answer == "yes"
+
+
+async def test_a_context_that_is_dropped_is_not_there_any_more(engine: Engine) -> None:
+    async with open_bench(subject(engine)) as bench:
+        file = await write_context("c" * 100_000, bench.scratch / "c")
+        paths = [await bench.place.put(file) for _ in range(2)]
+        await bench.place.drop(paths[0])
+        assert await bench.out("import os\nos.listdir('/arlm/contexts')") == f"[{Path(paths[1]).name!r}]\n"

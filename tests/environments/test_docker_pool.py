@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import arlm
+from arlm.environments import docker_engine
 from arlm.environments.docker import DockerREPL
 from arlm.environments.docker_rooms import Room, _Pool
 from arlm.loopbound import per_loop
@@ -86,12 +87,38 @@ def test_a_container_of_the_pool_is_named_after_the_run_that_takes_it(engine: En
     asyncio.run(runs())
 
 
+def test_one_whose_run_is_cancelled_while_it_is_renamed_is_removed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed, rename = asyncio.Event(), docker_engine.Engine.rename
+
+    async def late(self: docker_engine.Engine, name: str, new: str) -> None:
+        await rename(self, name, new)
+        renamed.set()
+        await asyncio.Event().wait()
+
+    async def runs() -> None:
+        environment = docker(engine, pool=1)
+        await a_run(environment)
+        await full(environment)
+        (waiting,) = containers(engine.url)
+        run = asyncio.create_task(a_run(environment))
+        await renamed.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert waiting["Id"] not in {each["Id"] for each in containers(engine.url)}
+
+    monkeypatch.setattr(docker_engine.Engine, "rename", late)
+    asyncio.run(runs())
+
+
 def test_runs_at_the_same_time_have_one_each(engine: Engine) -> None:
     async def runs() -> list[str]:
         environment = docker(engine, pool=2)
         await a_run(environment)
         await full(environment)
-        return await asyncio.gather(*(a_run(environment) for _ in range(5)))
+        used = await asyncio.gather(*(a_run(environment) for _ in range(5)))
+        assert len(await full(environment)) == 2
+        return used
 
     assert len(set(asyncio.run(runs()))) == 5
 
@@ -151,15 +178,18 @@ def test_run_sync_in_a_row_leaves_nothing_between_its_loops(engine: Engine) -> N
         assert left_on(engine.url) == []
 
 
-def test_a_pool_that_cannot_be_filled_says_so_and_runs_go_on(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("url", "why"), [("tcp://127.0.0.1:1", "no Docker engine answers"), ("nonsense", "the address of the Docker engine, 'nonsense'")]
+)
+def test_a_pool_that_cannot_be_filled_says_so_and_runs_go_on(url: str, why: str, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     async def runs() -> str:
         environment = docker(engine, pool=1)
         rooms = environment._rooms
-        pool(environment)._rooms = type(rooms)(plan=rooms.plan, engine="tcp://127.0.0.1:1", transport=None, size=1)
+        pool(environment)._rooms = type(rooms)(plan=rooms.plan, engine=url, transport=None, size=1)
         used = await a_run(environment)
         await full(environment)
         return used
 
     assert asyncio.run(runs())
     (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert told.startswith("a container for the pool could not be started: no Docker engine answers")
+    assert told.startswith(f"a container for the pool could not be started: {why}")

@@ -16,6 +16,7 @@ from arlm.environments.docker import DISK_BYTES, PIDS, DockerREPL
 from arlm.environments.docker_container import EMPTY, LABEL, Plan
 from arlm.environments.forkserver import Control
 from arlm.environments.owner import owner
+from arlm.environments.supervised import SupervisedPlace
 from arlm.guest import wire
 from arlm.guest.confine import grade
 from arlm.testing.bench import Bench, Subject, open_bench
@@ -242,6 +243,15 @@ async def test_a_fork_bomb_ends_with_its_cell_and_a_neighbour_lives_on(engine: E
         assert (await bench.cell(BOMB)).stopped is not None
         assert (await neighbour.run_cell("print(kept)", 2)).output == "still there\n"
         assert await bench.out("import subprocess\nprint(subprocess.run(['true']).returncode)") == "0\n"
+
+
+async def test_a_worker_with_too_many_processes_is_ended_for_that_reason(engine: Engine) -> None:
+    async with a_bench(engine) as bench:
+        assert isinstance(bench.place, SupervisedPlace)
+        bench.place._processes = 10  # instead of 512
+        cell = await bench.cell("import subprocess\nfor _ in range(30):\n    subprocess.Popen(['sleep', '60'])\nwhile True:\n    pass")
+        assert "processes" in (cell.error or "")
+        assert "memory" not in (cell.error or "")
 
 
 async def test_a_memory_bomb_ends_itself_and_a_neighbour_lives_on(engine: Engine) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from arlm.environments import base, forkserver, process, repl
 from arlm.environments.base import Exit
-from arlm.environments.process import ProcessREPL
+from arlm.environments.process import ProcessREPL, link_or_copy
 from arlm.errors import ConfigError, SandboxError
 from arlm.server.peer import CallError
 from arlm.testing.conformance import Bench, Subject, alive_here, open_bench
@@ -310,3 +310,12 @@ async def test_workers_killed_while_they_talk_leave_the_place_whole(subject: Sub
             await asyncio.wait({cell})
             await repl_.close()
         assert await bench.out("'the place lives'") == "'the place lives'\n"
+
+
+def test_a_second_name_never_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        (tmp_path / name).write_text(name)
+    link_or_copy(tmp_path / "mine", tmp_path / "inside")
+    with pytest.raises(FileExistsError):
+        link_or_copy(tmp_path / "other", tmp_path / "inside")
+    assert (tmp_path / "mine").read_text() == "mine"

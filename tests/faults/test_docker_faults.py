@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 
 import arlm
+from arlm.context import write_context
+from arlm.environments import docker as docker_module
 from arlm.events import AnyEvent
 from arlm.testing.bench import Bench, open_bench
 from arlm.testing.scripted import ScriptedLM
 from docker_engine import Engine
-from docker_places import cell, containers, docker, final, kill, labels, left_on, road, said_to, subject
+from docker_places import asking, cell, containers, docker, final, kill, labels, left_on, road, said_to, subject
 from docker_proxy import over_tcp
 from programs import ProgramLM, run
 
@@ -71,6 +75,42 @@ async def test_a_container_killed_between_two_cells_is_replaced_and_the_next_cel
         assert (result.output, result.error, result.stopped, result.lost) == ("100000\n", None, None, ("x",))
 
 
+@pytest.mark.parametrize("transport", ["unix", "elsewhere"])
+async def test_a_context_that_comes_after_its_container_was_removed_is_there_in_the_fresh_one(transport: str, engine: Engine) -> None:
+    with road(transport, engine) as options:
+        async with open_bench(subject(engine, **options)) as bench:
+            await bench.context("first" * 100_000)
+            (container,) = containers(engine.url)
+            with asking(engine.url) as asked:
+                asked.delete(f"/containers/{container['Id']}", params={"force": True, "v": True})
+            await bench.context("second" * 100_000)
+            assert await bench.out("len(context), len(context_0)") == "(600000, 500000)\n"
+
+
+async def test_contexts_may_come_while_a_container_is_being_replaced(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = docker_module._DockerPlace._upload
+    with road("elsewhere", engine) as options:
+        async with open_bench(subject(engine, **options)) as bench:
+            await bench.context("first" * 100_000)
+            await bench.context("second" * 100_000)
+            await bench.out("1")
+            third = await write_context("third", bench.scratch / "third")
+            put: list[str] = []
+
+            async def and_another_comes(place: docker_module._DockerPlace, path: Path, name: str) -> None:
+                await upload(place, path, name)
+                if not put:
+                    put.append("")
+                    put[:] = [await bench.place.put(third)]
+
+            kill(engine.url)
+            with anyio.fail_after(PATIENCE_S):
+                await bench.repl._worker.exited
+            monkeypatch.setattr(docker_module._DockerPlace, "_upload", and_another_comes)
+            assert await bench.out("len(context), len(context_0)") == "(600000, 500000)\n"
+            assert await bench.out(f"open({put[0]!r}).read()") == "'third'\n"
+
+
 async def test_a_container_killed_in_each_cell_is_replaced_each_time(engine: Engine) -> None:
     async with open_bench(subject(engine)) as bench:
         for number in range(3):
@@ -90,17 +130,31 @@ async def test_killed_while_a_sub_call_is_pending_the_call_is_cancelled(engine: 
         assert bench.script.in_flight == 0
 
 
+def cut_connections() -> None:
+    """Those that ``over_tcp`` passes on."""
+    for each in asyncio.all_tasks():
+        if getattr(each.get_coro(), "__qualname__", "").endswith("over_tcp.<locals>.serve"):
+            each.cancel()
+
+
 async def test_a_connection_that_is_cut_is_told_from_a_killed_container(engine: Engine) -> None:
     async with over_tcp(engine.url) as url, open_bench(subject(engine, engine=url)) as bench:
         await bench.out("x = 1")
         async with bench.running(BUSY) as task:
             await bench.until_streamed("here")
-            for each in asyncio.all_tasks():
-                if getattr(each.get_coro(), "__qualname__", "").endswith("over_tcp.<locals>.serve"):
-                    each.cancel()
+            cut_connections()
         assert (task.result().error or "").endswith("the connection to its container was lost")
         assert task.result().lost == ("x",)
         assert await bench.out("1 + 1") == "2\n"
+
+
+async def test_a_worker_that_ran_out_of_memory_is_not_why_its_container_ended_later(engine: Engine) -> None:
+    async with over_tcp(engine.url) as url, open_bench(subject(engine, engine=url, memory=128 * MIB)) as bench:
+        assert (await bench.cell("y = b'x' * (400 << 20)")).stopped == "exited"
+        async with bench.running(BUSY) as task:
+            await bench.until_streamed("here")
+            cut_connections()
+        assert (task.result().error or "").endswith("the connection to its container was lost")
 
 
 async def test_all_repls_of_a_killed_container_move_into_one_fresh_container(engine: Engine) -> None:
@@ -126,6 +180,23 @@ async def test_all_repls_of_a_killed_container_move_into_one_fresh_container(eng
         finally:
             for repl in others:
                 await repl.close()
+
+
+async def test_where_the_process_that_workers_are_forked_from_is_killed_the_next_has_a_fresh_container(engine: Engine) -> None:
+    async with open_bench(subject(engine, transport="stdio")) as bench:
+        await bench.out("x = 1")
+        place = bench.place
+        assert isinstance(place, docker_module._DockerPlace)
+        nursery = place._control._nursery
+        assert nursery is not None
+        (container,) = containers(engine.url)
+        supervisor = psutil.Process(container["State"]["Pid"])
+        (forks,) = [each for each in supervisor.children() if each.num_threads() == 1]  # a worker has a thread for its connection
+        forks.kill()
+        with anyio.fail_after(PATIENCE_S):
+            await nursery.exited
+        assert (await bench.another().run_cell("print('there')", 1)).output == "there\n"
+        assert (await bench.cell("print('too')")).lost == ("x",)
 
 
 @pytest.mark.parametrize("transport", ["unix", "elsewhere"])

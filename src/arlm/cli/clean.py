@@ -86,7 +86,7 @@ def _check(names: Sequence[str]) -> None:
 
 
 def _confirm() -> None:
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise ConfigError("--all also removes what living runs hold, and there is no terminal to ask on; add --yes if that is meant")
     print(QUESTION, end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

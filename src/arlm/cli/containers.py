@@ -87,7 +87,7 @@ async def _probe(engine: Engine, environment: DockerREPL) -> Probe:
     began = time.monotonic()
     try:
         cell, started = await run_one(environment, "print(6 * 7)", RunOptions(), seconds=CONTAINER_S)
-        left = [name for name, labels in (await engine.labelled(LABEL)).items() if labels.get(LABEL) == owner()]
+        left = [it.name for it in await engine.labelled(LABEL) if it.labels.get(LABEL) == owner()]
     except TimeoutError:
         return Probe(worked=False, text=f"no cell ran in a container within {CONTAINER_S:g} s")
     except Exception as error:  # a doctor reports what is broken, whatever it is

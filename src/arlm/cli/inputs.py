@@ -50,6 +50,8 @@ def _one(path: Path, *, as_bytes: bool) -> str | bytes | Path:
 
 
 def _stdin(*, as_bytes: bool) -> str | bytes:
+    if sys.stdin is None:
+        raise ConfigError("standard input is closed; give the input as a file, or by a pipe")
     if sys.stdin.isatty():
         say("arlm: reading standard input; end it with Ctrl-D")
     try:

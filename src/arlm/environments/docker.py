@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import posixpath
 import re
@@ -36,6 +35,7 @@ NOBODY = (65534, 65534)  # user and group of containers where the host is root
 IMAGE = "python:3.12-slim"
 PIDS = 4096  # of a container: its 256 workers with two threads each, and what their cells start
 LEAST_PIDS = 16
+MOST_CPUS = 1e9  # what an engine can read; one that has fewer says how many
 DISK_BYTES = 1024**3
 LEAST_BYTES = 64 * 1024 * 1024
 RETURN_SECONDS = 30.0  # for an engine that is being restarted to be there again
@@ -54,7 +54,7 @@ class DockerREPL(Environment):
         image: pulled when the engine does not have it.
         network: False: none. True: the engine's default. A name: that network of the engine's.
         mounts: files and folders of the engine's machine, ``"SOURCE:TARGET"`` for reading or ``"SOURCE:TARGET:rw"``; absolute paths.
-        user: ``"UID"`` or ``"UID:GID"`` of the processes inside. None: nobody where the host is root, else the host's user, who alone can
+        user: ``UID`` or ``"UID:GID"`` of the processes inside. None: nobody where the host is root, else the host's user, who alone can
             then reach the socket and the contexts.
         runtime: of the engine's runtimes, such as ``"runsc"``; None: its default.
         memory: bytes that a container may have with all that is in it; None: half of what the engine has.
@@ -78,7 +78,7 @@ class DockerREPL(Environment):
         image: str = IMAGE,
         network: bool | str = False,
         mounts: Sequence[str] = (),
-        user: str | None = None,
+        user: str | int | None = None,
         runtime: str | None = None,
         memory: int | None = None,
         cpus: float | None = None,
@@ -90,8 +90,8 @@ class DockerREPL(Environment):
     ) -> None:
         if transport not in (None, "unix", "stdio"):
             raise _wrong("transport", "'unix' or 'stdio'", transport)
-        if cpus is not None and not (isinstance(cpus, (int, float)) and not isinstance(cpus, bool) and 0.01 <= cpus < math.inf):
-            raise _wrong("cpus", "a number of at least 0.01", cpus)
+        if cpus is not None and not (isinstance(cpus, (int, float)) and not isinstance(cpus, bool) and 0.01 <= cpus <= MOST_CPUS):
+            raise _wrong("cpus", "a number from 0.01 to as many CPUs as the engine has", cpus)
         for name, text in (("image", image), ("runtime", runtime), ("engine", engine)):
             if text is not None and not (isinstance(text, str) and text.strip()):
                 raise _wrong(name, "a name" if name != "engine" else "a URL", text)
@@ -168,7 +168,7 @@ class _DockerPlace(SupervisedPlace):
             if self._closed:
                 raise SandboxError("the place was closed")
             await _once_it_is_back(self._room.renew)
-            for path, file in self._files.items() if not self._room.box.shared else ():
+            for path, file in [*self._files.items()] if not self._room.box.shared else ():  # more may be put meanwhile
                 await self._upload(file, Path(path).name)
             self._control = self._room.container.control
 
@@ -176,16 +176,28 @@ class _DockerPlace(SupervisedPlace):
         """See Place: workers read the host's file where they can see it, else a copy in the container."""
         self._put += 1
         name = f"{self._put}"
-        if self._room.box.shared:
-            try:
-                await anyio.to_thread.run_sync(self._share, file.path, name)
-            except OSError as error:
-                raise SandboxError(f"{file.path} could not be made readable for the container: {told(error)}") from error
-        else:
-            await self._upload(file.path, name)
         path = f"{CONTEXTS}/{name}"
         self._files[path] = file.path
+        try:
+            await (self._put_in_box(file.path, name) if self._room.box.shared else self._put_in_container(file.path, name))
+        except BaseException:
+            del self._files[path]
+            raise
         return path
+
+    async def _put_in_box(self, path: Path, name: str) -> None:
+        try:
+            await anyio.to_thread.run_sync(self._share, path, name)
+        except OSError as error:
+            raise SandboxError(f"{path} could not be made readable for the container: {told(error)}") from error
+
+    async def _put_in_container(self, path: Path, name: str) -> None:
+        try:
+            await self._upload(path, name)
+        except SandboxError:
+            if not await self._room.container.has_ended():
+                raise
+            await self._renew()  # and copy it with the others
 
     def _share(self, path: Path, name: str) -> None:
         if path.is_relative_to(self._scratch):
@@ -195,7 +207,13 @@ class _DockerPlace(SupervisedPlace):
     async def _upload(self, path: Path, name: str) -> None:
         try:
             with open(path, "rb") as file:  # noqa: ASYNC230 - a cancel would lose a file that a thread has opened
-                await self._room.container.upload(CONTEXTS, file_archive(file, name))
+                size = os.fstat(file.fileno()).st_size
+                try:
+                    await self._room.container.upload(CONTEXTS, file_archive(file, name))
+                except SandboxError:
+                    if os.fstat(file.fileno()).st_size < size:  # of which the client makes an engine that does not answer
+                        raise SandboxError(f"{path} became shorter while it was copied to the container") from None
+                    raise
         except OSError as error:
             raise SandboxError(f"{path} could not be copied to the container: {told(error)}") from error
 
@@ -239,8 +257,8 @@ def _whole(name: str, given: Any, least: int) -> int:
 
 
 def _mounts(given: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
-    if isinstance(given, str):
-        raise ConfigError("environment_options: mounts is a list of 'SOURCE:TARGET' or 'SOURCE:TARGET:rw', not one text")
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ConfigError(f"environment_options: mounts is a list of 'SOURCE:TARGET' or 'SOURCE:TARGET:rw', not {given!r}")
     found = []
     for text in given:
         parts = str(text).split(":")
@@ -253,10 +271,11 @@ def _mounts(given: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
     return tuple(found)
 
 
-def _user(given: str | None) -> tuple[int, int]:
+def _user(given: str | int | None) -> tuple[int, int]:
     if given is None:
         return NOBODY if sys.platform != "linux" or os.geteuid() == 0 else (os.geteuid(), os.getegid())
-    if not isinstance(given, str) or not re.fullmatch(r"\d{1,9}(:\d{1,9})?", given):
-        raise _wrong("user", "'UID' or 'UID:GID' in numbers", given)
-    uid, _, gid = given.partition(":")
+    text = str(given)
+    if isinstance(given, bool) or not isinstance(given, (str, int)) or not re.fullmatch(r"\d{1,9}(:\d{1,9})?", text):
+        raise _wrong("user", "UID or 'UID:GID' in numbers", given)
+    uid, _, gid = text.partition(":")
     return int(uid), int(gid or uid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import signal
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from ..guest.confine import MAX_PROCESSES
 from ..lifetimes import finish
 from .base import Exit
 from .docker_box import CONTEXTS, GUEST, INSIDE, Box, guest_archive
-from .docker_engine import Engine, EngineDown, NoSuchImage, NotStarted, let_go
+from .docker_engine import Engine, EngineDown, NameTaken, NoSuchImage, NotStarted, let_go
 from .docker_input import InputWriter
 from .docker_pull import pull
 from .forkserver import Control, LocalWorker
@@ -24,6 +25,8 @@ from .owner import owner
 
 if TYPE_CHECKING:
     from aiodocker.stream import Stream
+
+logger = logging.getLogger("arlm.environments")
 
 LABEL = "arlm.owner"  # its value says which process made the container: see owner.py
 WORK = "/work"  # the one folder that can be written to
@@ -35,6 +38,7 @@ STDOUT = 1
 LOST = "the connection to its container was lost"
 LAST_WORDS = 2_000  # characters of its standard error that are shown when it ends
 END_SECONDS = 2.0  # from the end of its streams until the engine knows why
+LOOK_SECONDS = 0.02  # between two looks for one that is being made, which takes a tenth of a second
 CLOSE_SECONDS = 8.0  # for an engine to remove it, which takes a tenth of a second: below CLEANUP_SECONDS, to say what came of it
 
 
@@ -124,7 +128,7 @@ class Container:
 
     Attributes:
         run: the run or session that it is for.
-        name: as the engine knows it.
+        name: as people know it; the engine's own name for it, the id, stays when it is renamed.
         control: the supervisor's connection.
     """
 
@@ -135,7 +139,9 @@ class Container:
         self._engine = engine
         self._plan = plan
         self._box = box
-        self._making: asyncio.Future[None] | None = None
+        self._id = self.name  # until the engine has said one
+        self._config: dict[str, Any] = {}
+        self._making: asyncio.Future[str] | None = None
         self._stream: Stream | None = None
         self._pumps: list[asyncio.Future[None]] = []
         self._words = ""
@@ -150,13 +156,13 @@ class Container:
         """Make it, start it, greet its supervisor. Raises NoSuchImage, NotStarted, EngineDown, SandboxError."""
         volumes = await self._engine.volumes_of(self._plan.image)
         # Not cancelled with the caller: the engine would go on making it, and nobody would know when it can be removed.
-        config = self._plan.config(self._engine, self._box, python, self.run, volumes)
-        self._making = asyncio.ensure_future(self._engine.create(self.name, config))
-        await asyncio.shield(self._making)
+        self._config = self._plan.config(self._engine, self._box, python, self.run, volumes)
+        self._making = asyncio.ensure_future(self._engine.create(self.name, self._config))
+        self._id = await asyncio.shield(self._making)
         if not self._box.shared:
-            await self._engine.upload(self.name, INSIDE, await asyncio.to_thread(guest_archive))
-        stream = self._stream = await self._engine.attach(self.name)
-        await self._engine.start(self.name)
+            await self._engine.upload(self._id, INSIDE, await asyncio.to_thread(guest_archive))
+        stream = self._stream = await self._engine.attach(self._id)
+        await self._engine.start(self._id)
         writer = InputWriter(stream)
         protocol = self.control.protocol(lambda: None)
         self._pumps = [asyncio.ensure_future(writer.run()), asyncio.ensure_future(self._pump(stream, protocol))]
@@ -180,7 +186,7 @@ class Container:
         said = f": {self._words.strip()}" if self._words.strip() else ""
         try:
             async with asyncio.timeout(END_SECONDS):
-                state = await self._engine.last_state(self.name)
+                state = await self._engine.last_state(self._id)
         except TimeoutError:
             return LOST
         except SandboxError:
@@ -195,15 +201,20 @@ class Container:
             return LOST  # its supervisor saw that too, and ended
         return f"its container ended with status {state['ExitCode']}{said}"
 
+    async def has_ended(self) -> bool:
+        """Whether it is lost, after a moment in which that is learned: an engine refuses what is asked of a dead one at once."""
+        await asyncio.wait(self._pumps[1:], timeout=2 * END_SECONDS)
+        return not self.lives
+
     async def upload(self, folder: str, archive: Any) -> None:
         """Copy files into it, where it shares none with the host. Raises SandboxError."""
-        await self._engine.upload(self.name, folder, archive)
+        await self._engine.upload(self._id, folder, archive)
 
     async def rename(self, run: str) -> None:
         """Name it after the run that takes it over; that it cannot be renamed is no reason not to."""
         self.run, name = run, _name(run)
         with contextlib.suppress(SandboxError):
-            await self._engine.rename(self.name, name)
+            await self._engine.rename(self._id, name)
             self.name = name
 
     async def close(self) -> None:
@@ -216,16 +227,25 @@ class Container:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
+    async def leave(self) -> None:
+        """``close`` where nobody can do anything about its failure: that is logged."""
+        try:
+            await self.close()
+        except SandboxError as error:
+            logger.warning(
+                "the container %s could not be removed; `arlm clean` removes it once this process has ended (%s)", self.name, error
+            )
+
     async def _close(self) -> None:
         try:
             if self._making is not None:
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await asyncio.wait({self._making})
-                    await self._engine.remove(self.name)
+                    await self._remove()
         except TimeoutError:
             raise EngineDown(f"the Docker engine did not answer within {CLOSE_SECONDS:g} s") from None
         finally:
-            if self._making is not None and not self._making.cancel():
+            if self._making is not None and not self._making.cancel() and not self._making.cancelled():
                 self._making.exception()  # read: whoever waited has been told
             for pump in self._pumps:
                 pump.cancel()
@@ -234,6 +254,18 @@ class Container:
             if self._stream is not None:
                 await let_go(self._stream)
             self.control.lost("the container was removed")  # also where the loop's end had stopped the pump
+
+    async def _remove(self) -> None:
+        """Remove it, also where it is not known whether the engine makes it: the loop's end has cut its answer off, or it was late."""
+        assert self._making is not None
+        unknown = self._making.cancelled() or isinstance(self._making.exception(), EngineDown)
+        while not await self._engine.remove(self._id) and unknown:
+            try:
+                await self._engine.create(self.name, self._config)
+            except NameTaken:  # it is being made, and cannot be seen yet
+                await asyncio.sleep(LOOK_SECONDS)
+            except NoSuchImage:
+                return
 
 
 class _Control(Control):
@@ -275,11 +307,11 @@ async def _open_with_some_python(engine: Engine, plan: Plan, box: Box, run: str)
         try:
             await container.open(python)
         except NotStarted as error:
-            await finish(container.close, what=container.name)
+            await finish(container.leave, what=container.name)
             if not any(words in str(error) for words in NO_PROGRAM):
                 raise
         except BaseException:
-            await finish(container.close, what=container.name)
+            await finish(container.leave, what=container.name)
             raise
         else:
             return container

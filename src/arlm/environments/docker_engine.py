@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, SandboxError
+from ..errors import ConfigError, SandboxError, describe
 from ..lifetimes import finish
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 NO_ENGINE = 900  # aiodocker's status where nothing answers
 ASK_SECONDS = 30.0  # for a request that takes milliseconds, on an engine that is busy with others
 MAKE_SECONDS = 120.0  # for one that may take seconds: many containers at once, a cold disk
+NOT_AN_ENGINE = (ValueError, TypeError, LookupError)  # what the client makes of another program's answers
 HINTS = {  # what to do, by what an engine says
     "unknown runtime": "`docker info` lists the engine's runtimes; option `runtime`",
     "bind source path does not exist": "the engine's machine does not have it; option `mounts`",
     "network": "`docker network ls` lists the engine's networks; option `network`",
     "no space left on device": "`docker system df` shows what fills the engine's disk",
 }
+TOLD_CHARS = 1_000  # of what an engine says, which may hold a page that a proxy showed to it
 CREDENTIALS = re.compile(r"(?<=://)[^/\s]\S*@")  # of a URL, wherever it stands in a text
 
 
@@ -40,8 +42,27 @@ class NoSuchImage(SandboxError):
     """The engine does not have the image."""
 
 
+class NameTaken(SandboxError):
+    """A container has the name, or is being made with it."""
+
+
 class NotStarted(SandboxError):
     """The engine made the container, and could not start its program."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """What an engine has with a label: a container, or a volume.
+
+    Attributes:
+        id: by which it is removed. One that is half removed has no other name.
+        name: as people know it.
+        labels: all of them.
+    """
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +104,10 @@ class Engine:
         """The URL of a part of the API, for the client's session."""
         return f"{self.docker.docker_host}/{self.docker.api_version}/{path}"
 
-    async def create(self, name: str, config: dict[str, Any]) -> None:
-        """Make a container. Raises NoSuchImage, EngineDown, SandboxError."""
+    async def create(self, name: str, config: dict[str, Any]) -> str:
+        """Make a container; returns its id. Raises NoSuchImage, NameTaken, EngineDown, SandboxError."""
         async with Told("the container could not be made", seconds=MAKE_SECONDS):
-            await self.docker.containers.create(config, name=name)
+            return str((await self.docker.containers.create(config, name=name)).id)
 
     async def start(self, name: str) -> None:
         """Start it. Raises NotStarted, EngineDown."""
@@ -130,8 +151,8 @@ class Engine:
         async with Told("the container could not be renamed", seconds=ASK_SECONDS):
             await self.docker.containers.container(name).rename(new)
 
-    async def remove(self, name: str) -> None:
-        """Kill and remove it with its volumes; harmless when it is gone. Raises SandboxError."""
+    async def remove(self, name: str) -> bool:
+        """Kill and remove it with its volumes; harmless when it is gone. Whether it was there. Raises SandboxError."""
         # Not by the client's own method, which is an async generator: a loop that ends, and a pool with it, can begin none.
         async with (
             Told("the container could not be removed", seconds=ASK_SECONDS),
@@ -140,19 +161,23 @@ class Engine:
             message = "" if answer.ok else await answer.text()
             if message and answer.status != 404 and not (answer.status == 409 and "already in progress" in message):
                 raise SandboxError(f"the container could not be removed: {message.strip()}")
+            return answer.status != 404
 
-    async def labelled(self, label: str) -> dict[str, Mapping[str, str]]:
-        """Every container that has a label, running or not: its name, and its labels. Raises EngineDown."""
+    async def labelled(self, label: str) -> list[Labelled]:
+        """Every container that has a label, running or not. Raises EngineDown."""
         async with Told("the engine could not be asked for its containers", seconds=ASK_SECONDS):
             found = await self.docker.containers.list(all=True, filters=json.dumps({"label": [label]}))
-        return {container["Names"][0].removeprefix("/"): container["Labels"] for container in found}
+        return [
+            Labelled(id=it["Id"], name=it["Names"][0].removeprefix("/") if it["Names"] else it["Id"][:12], labels=it["Labels"])
+            for it in found
+        ]
 
-    async def labelled_volumes(self, label: str) -> dict[str, Mapping[str, str]]:
+    async def labelled_volumes(self, label: str) -> list[Labelled]:
         """The same of volumes that no container has: one that was removed by hand leaves its own."""
         async with Told("the engine could not be asked for its volumes", seconds=ASK_SECONDS):
             volumes: Any = self.docker.volumes
             found = await volumes.list(filters={"label": [label], "dangling": ["true"]})
-        return {volume["Name"]: volume["Labels"] for volume in found["Volumes"] or ()}
+        return [Labelled(id=it["Name"], name=it["Name"], labels=it["Labels"]) for it in found["Volumes"] or ()]
 
     async def remove_volume(self, name: str) -> None:
         """Remove it; harmless when it is gone, or in use after all. Raises SandboxError."""
@@ -197,14 +222,18 @@ async def connect(url: str | None) -> Engine:
     Raises:
         ConfigError: the package aiodocker is not installed, or the address is none.
         EngineDown: nothing answers there, or this user may not ask.
+        SandboxError: what answers there is no Docker engine.
     """
     docker, where = _client(url)
     try:
+        _check_port(docker)
         async with Told("the Docker engine could not be asked what it is", seconds=ASK_SECONDS):
-            info = await docker.system.info()
+            info = {**await docker.system.info()}
         return Engine(docker=docker, url=where, info=info)
-    except BaseException:
+    except BaseException as error:
         await finish(docker.close, what="the Docker client")
+        if isinstance(error, NOT_AN_ENGINE):
+            raise SandboxError(f"what answers at {without_credentials(where)} is no Docker engine: {describe(error)}") from None
         raise
 
 
@@ -224,16 +253,33 @@ def _client(url: str | None) -> tuple[Docker, str]:
         from aiohttp import UnixConnector
     except ImportError as error:
         raise ConfigError(f"the environment 'docker' needs the package aiodocker ({error}): pip install 'arlm[docker]'") from None
+    url = url or os.environ.get("DOCKER_HOST")  # before the context, as the docker command has it: the client has it after
     try:
         docker = aiodocker.Docker(url=url)
-    except (ValueError, AssertionError, ImportError, OSError, aiodocker.DockerError) as error:
-        if url is None and "DOCKER_HOST" not in os.environ and isinstance(error, (ValueError, AssertionError)):
+    except (ValueError, AssertionError, AttributeError, ImportError, OSError, aiodocker.DockerError) as error:
+        if url is None and isinstance(error, (ValueError, AssertionError)):
             raise EngineDown(f"no Docker engine was found: install Docker and start it, or set DOCKER_HOST{_because(error)}") from None
-        given = f"{url or os.environ.get('DOCKER_HOST')!r}, cannot be used: {error}"
-        raise ConfigError(f"the address of the Docker engine, {without_credentials(given)}") from None
+        what = "the current Docker context" if url is None else f"the address of the Docker engine, {url!r},"
+        raise ConfigError(without_credentials(f"{what} cannot be used: {error}")) from None
     if type(docker.connector) is UnixConnector:  # a connection over ssh is a kind of one too
         return docker, f"unix://{docker.connector.path}"
     return docker, str(url or docker.docker_host).replace("unix:", "ssh:")
+
+
+def _check_port(docker: Docker) -> None:
+    """Raise ConfigError for an address that names no port of a machine: the client looks at it with the first request."""
+    if not docker.docker_host.startswith(("tcp:", "http")):
+        return
+    from yarl import URL
+
+    try:
+        url = URL(docker.docker_host)
+        whole = url.host and url.port
+    except ValueError:
+        whole = None
+    if not whole:
+        given = without_credentials(repr(docker.docker_host))
+        raise ConfigError(f"the address of the Docker engine, {given}, cannot be used: it must be such as 'tcp://HOST:2375'")
 
 
 def without_credentials(text: str) -> str:
@@ -293,7 +339,9 @@ class Told:
                 return EngineDown(_advice(error.message))
             if error.status == 404 and "No such image" in error.message:
                 return NoSuchImage(error.message)
-            return self._kind(f"{self._what}: {error.message}{_hint(error.message)}")
+            if error.status == 409 and "already in use" in error.message:
+                return NameTaken(error.message)
+            return self._kind(f"{self._what}: {cut(error.message) or f'HTTP status {error.status}'}{_hint(error.message)}")
         if isinstance(error, TimeoutError):
             within = "" if self._seconds is None else f" within {self._seconds:g} s"
             return EngineDown(f"{self._what}: the Docker engine did not answer{within}")
@@ -302,6 +350,11 @@ class Told:
         if isinstance(error, (OSError, _client_error())):
             return EngineDown(f"{self._what}: the connection to the Docker engine broke ({error})")
         return None
+
+
+def cut(message: str) -> str:
+    """What an engine says, where it says too much."""
+    return message if len(message) <= TOLD_CHARS else f"{message[:TOLD_CHARS]}…"
 
 
 def _hint(message: str) -> str:

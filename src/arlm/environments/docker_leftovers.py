@@ -30,14 +30,14 @@ async def _sweep(engine: Engine, *, everything: bool) -> list[str]:
     def goes(labels: Mapping[str, str]) -> bool:
         return everything or is_dead(labels.get(LABEL, ""), same_machine=engine.is_here)
 
-    for name, labels in (await engine.labelled(LABEL)).items():
-        if goes(labels):
-            await engine.remove(name)
-            removed.append(f"container {name}")
-    for name, labels in (await engine.labelled_volumes(LABEL)).items():
-        if goes(labels):
-            await engine.remove_volume(name)
-            removed.append(f"volume {name}")
+    for container in await engine.labelled(LABEL):
+        if goes(container.labels):
+            await engine.remove(container.id)
+            removed.append(f"container {container.name}")
+    for volume in await engine.labelled_volumes(LABEL):
+        if goes(volume.labels):
+            await engine.remove_volume(volume.id)
+            removed.append(f"volume {volume.name}")
     return removed
 
 

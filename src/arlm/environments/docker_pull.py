@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SandboxError
-from .docker_engine import Engine, Told
+from .docker_engine import Engine, Told, cut
 from .opening import progress
 
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
+
+LONGEST = 256 * 1024  # bytes of a refusal
 TELL_SECONDS = 1.0  # between two words on a pull that goes on
 MIB = 1024 * 1024
 
@@ -24,10 +30,7 @@ async def pull(engine: Engine, image: str) -> None:
         Told(f"the image {image!r} could not be pulled", seconds=None),
         engine.docker.session.post(engine.at("images/create"), params=wanted) as answer,
     ):
-        while line := await answer.content.readline():
-            step = json.loads(line)
-            if not answer.ok or "error" in step:
-                raise SandboxError(_refused(image, str(step.get("error") or step.get("message"))))
+        while step := await _step(answer, image):
             detail = step.get("progressDetail") or {}
             if step.get("status") == "Downloading" and detail.get("total"):
                 layers[step["id"]] = (int(detail.get("current", 0)), int(detail["total"]))
@@ -38,6 +41,28 @@ async def pull(engine: Engine, image: str) -> None:
     progress(f"the image {image} is there")
 
 
+async def _step(answer: ClientResponse, image: str) -> dict[str, Any]:
+    """The next thing that an engine says of a pull; nothing at its end. Raises SandboxError for a refusal."""
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    line = b""
+    try:
+        line = await (answer.content.readline() if answer.ok else _beginning(answer))
+        step: dict[str, Any] = json.loads(line) if line else {}
+    except (ValueError, HttpProcessingError):  # the page that a proxy showed to the engine, for instance, is a line of any length
+        step = {"error": line.decode("utf-8", "replace") or "the engine says more than can be read"}
+    if "error" in step or not answer.ok:
+        raise SandboxError(_refused(image, str(step.get("error") or step.get("message") or f"HTTP status {answer.status}")))
+    return step
+
+
+async def _beginning(answer: ClientResponse) -> bytes:
+    try:
+        return await answer.content.readexactly(LONGEST)
+    except asyncio.IncompleteReadError as whole:
+        return whole.partial
+
+
 def _names_one(image: str) -> bool:
     """Whether a name has a tag or a digest; of one without, an engine would fetch every tag there is."""
     last = image.rpartition("/")[2]
@@ -46,6 +71,6 @@ def _names_one(image: str) -> bool:
 
 def _refused(image: str, message: str) -> str:
     return (
-        f"the image {image!r} is not on the Docker engine and could not be pulled: {message}; pull, load or build it there, "
+        f"the image {image!r} is not on the Docker engine and could not be pulled: {cut(message)}; pull, load or build it there, "
         "or name one that is there by the environment's option `image`"
     )

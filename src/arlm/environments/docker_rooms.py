@@ -11,7 +11,7 @@ from typing import Literal
 
 import anyio.to_thread
 
-from ..errors import SandboxError
+from ..errors import ArlmError, SandboxError
 from ..lifetimes import finish
 from ..loopbound import on_loop_close, per_loop
 from ..scratch import Scratch, make_scratch
@@ -55,13 +55,7 @@ class Room:
     async def close(self) -> None:
         """Remove the container and the folder, and let the engine go. Raises nothing: what could not be removed is logged."""
         try:
-            await self.container.close()
-        except SandboxError as error:
-            logger.warning(
-                "the container %s could not be removed; `arlm clean` removes it once this process has ended (%s)",
-                self.container.name,
-                error,
-            )
+            await self.container.leave()
         finally:
             await _leave(self.engine, self._scratch)
 
@@ -187,7 +181,7 @@ class _Pool:
     async def _add(self) -> None:
         try:
             self._ready.append(await self._rooms.make(None))
-        except SandboxError as error:
+        except ArlmError as error:
             logger.warning("a container for the pool could not be started: %s", error)
 
     async def close(self) -> None:

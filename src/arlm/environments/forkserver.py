@@ -459,7 +459,7 @@ class _ControlProtocol(asyncio.Protocol):
             for message, size in zip(messages, self._decoder.sizes, strict=True):
                 self._control.receive(message, size)
         except wire.WireError as error:
-            self._control.lost(str(error))
+            self._control.lost(f"it said what is no message of a supervisor, such as a greeting ({error})")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._control.lost(f"the supervisor process ended{f': {exc}' if exc else ''}")

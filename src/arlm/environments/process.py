@@ -211,6 +211,8 @@ def link_or_copy(path: Path, inside: Path) -> None:
     real = path.resolve()
     try:
         os.link(real, inside)
+    except FileExistsError:
+        raise  # what is there may be a second name of another file of the user's, which a copy would be written into
     except OSError:  # another file system, or not our file
         try:
             shutil.copyfile(real, inside)

@@ -50,6 +50,17 @@ class SupervisedPlace(Place):
     async def start_worker(self, ticket: Ticket, *, memory_limit: int | None, contexts: Sequence[tuple[str, str]] = ()) -> Worker:
         """See Place. Large contexts are loaded once, in a process that workers are forked from."""
         await self._renew()
+        try:
+            return await self._start(ticket, memory_limit, contexts)
+        except SandboxError:
+            if not self._is_lost():
+                raise
+            await self._renew()  # the supervisor had died and nobody knew yet; a new one takes over
+            if self._is_lost():
+                raise
+            return await self._start(ticket, memory_limit, contexts)
+
+    async def _start(self, ticket: Ticket, memory_limit: int | None, contexts: Sequence[tuple[str, str]]) -> Worker:
         contexts = [(self.where(path), kind) for path, kind in contexts]  # after the renewal
         if self._address is None:
             await self._control.nurse()
@@ -65,17 +76,7 @@ class SupervisedPlace(Place):
             else:
                 worker.exited.add_done_callback(lambda _: self._holders.release(holder))
                 return worker
-        try:
-            worker = await self._spawn(self._args(ticket, memory_limit))
-        except SandboxError:
-            if not self._is_lost():
-                raise
-            await self._renew()  # the supervisor had died and nobody knew yet; a new one takes over
-            if self._is_lost():
-                raise
-            if self._address is None:
-                await self._control.nurse()
-            worker = await self._spawn(self._args(ticket, memory_limit))
+        worker = await self._spawn(self._args(ticket, memory_limit))
         self._holders.loads_alone(worker, contexts)
         return worker
 
