@@ -22,10 +22,11 @@ import pytest
 
 import arlm
 from arlm.context import write_context
+from arlm.environments import forkserver, repl
 from arlm.environments.base import Environment
 from arlm.environments.brokered import Room, Sandbox
 from arlm.environments.forkserver import Control
-from arlm.environments.repl import Loaded
+from arlm.environments.repl import GRACE_SECONDS, Loaded
 from arlm.environments.sandbox import Reach
 from arlm.errors import SandboxError
 from arlm.scratch import open_scratch
@@ -234,6 +235,46 @@ async def test_a_gateway_that_is_down_for_too_long_costs_the_sandbox_and_not_the
             assert await bench.out("1 + 1") == "2\n"
     assert len(environment.made) == 2
     nothing_left(environment)
+
+
+async def test_an_outage_while_a_worker_is_started_costs_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forkserver, "KILL_SECONDS", 0.05)
+    monkeypatch.setattr(forkserver, "ALIVE_SECONDS", 0.05)
+    monkeypatch.setitem(LMHandler.__init__.__kwdefaults__, "hello_seconds", 0.1)
+    async with open_gateway() as gateway:
+        environment = loopback(gateway)
+        async with open_bench(subject(environment)) as bench:
+            await bench.out("x = 1")
+            other = bench.another()
+            gateway.plan = [AnswerInstead(status=503, seconds=1.0)]
+            gateway.reset_connections()
+            try:
+                assert (await other.run_cell("print('there')", 1)).output == "there\n"
+            finally:
+                await other.close()
+            assert await bench.out("x") == "1\n"
+    assert len(environment.made) == 1
+
+
+async def test_an_outage_while_a_cell_is_stopped_costs_no_variables() -> None:
+    async with open_gateway() as gateway, open_bench(subject(loopback(gateway)), cell_timeout=1.0) as bench:
+        await bench.out("x = 1")
+        async with bench.running(BUSY) as task:
+            await bench.until_streamed("here")
+            gateway.plan = [AnswerInstead(status=503, seconds=1.0 + 1.5 * GRACE_SECONDS)]
+            gateway.reset_connections()
+        assert (task.result().stopped, task.result().lost) == ("timeout", None)
+        assert await bench.out("x") == "1\n"
+
+
+async def test_an_outage_between_two_questions_costs_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repl, "IDLE_SECONDS", 1.0)
+    model = ScriptedLM([says("globals().setdefault('kept', 7)"), says("'kept' in globals()")])
+    async with open_gateway() as gateway, arlm.RLM(model=model, environment=loopback(gateway)).session() as session:
+        assert (await session.run("one")).answer == "7"
+        gateway.plan = [AnswerInstead(status=503, seconds=2.0)]
+        gateway.reset_connections()
+        assert (await session.run("two")).answer == "True"
 
 
 async def test_a_gateway_that_stays_down_is_an_error_and_the_place_may_be_used_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from ..server.poller import Poller
 from ..shortages import told
 from .archive import NAME, archive
 from .carried import CarriedTransport
-from .forkserver import Control
+from .forkserver import ALIVE_SECONDS, Control
 from .holders import Holders
 from .supervised import SupervisedPlace
 
@@ -78,6 +78,7 @@ class Room:
 
     def __init__(self, environment: SandboxEnvironment, handler: LMHandler) -> None:
         self.control = Control()
+        self.control.alive_seconds = max(ALIVE_SECONDS, environment.lost_seconds)  # until then the Poller may still bring the answer
         self._environment = environment
         self._handler = handler
         self._making: asyncio.Future[Sandbox] | None = None

@@ -156,10 +156,13 @@ class LMHandler:
         """See Ticket."""
         self._doors = {key: known for key, known in self._doors.items() if known is not ticket}
 
-    def connection(self) -> Connection:
-        """A protocol for one more connection; also for bytes that arrive by another road than our own socket."""
+    def connection(self, hello_seconds: float | None = None) -> Connection:
+        """A protocol for one more connection; also for bytes that arrive by another road than our own socket, which may take longer."""
         connection = Connection(
-            self._welcome, hello_seconds=self._hello_seconds, stall_seconds=self._stall_seconds, on_end=self._connections.discard
+            self._welcome,
+            hello_seconds=hello_seconds or self._hello_seconds,
+            stall_seconds=self._stall_seconds,
+            on_end=self._connections.discard,
         )
         self._connections.add(connection)
         if self._closed:
