@@ -33,6 +33,7 @@ PACKET = "application/x-arlm-packet"
 LONGEST_POLL_SECONDS = 60.0
 BODY_SECONDS = 60.0  # for a request's body to come
 ASKED_CHARS = 100  # of what a request is called
+MAX_NESTED = 500  # lists and objects within each other: a Python 3.11 reads some 900, newer ones more, and the host may be any
 
 Handler = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
@@ -129,12 +130,23 @@ class Broker:
 
 
 def _asked(body: bytes) -> tuple[str, dict[str, Any]]:
-    """Method and arguments of a request to ``/enqueue``. Raises ValueError, KeyError, TypeError or RecursionError."""
+    """Method and arguments of a request to ``/enqueue``. Raises ValueError, KeyError, TypeError, RecursionError or _BodyRefused."""
     asked = json.loads(body)
     method, args = asked["call"], asked.get("args", {}) if isinstance(asked, dict) else None
     if not isinstance(method, str) or not isinstance(args, dict):
         raise TypeError
+    if _nested(args) > MAX_NESTED:
+        raise _BodyRefused(400, f"lists and objects may be nested {MAX_NESTED} deep")
     return method, args
+
+
+def _nested(value: Any) -> int:
+    """How deep lists and objects are nested; counted up to a little more than MAX_NESTED."""
+    depth, level = 0, [value]
+    while depth <= MAX_NESTED and (level := [it for it in level if isinstance(it, dict | list)]):
+        depth += 1
+        level = [inner for it in level for inner in (it.values() if isinstance(it, dict) else it)]
+    return depth
 
 
 class _BodyRefused(Exception):

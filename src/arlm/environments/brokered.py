@@ -28,6 +28,7 @@ from .archive import NAME, archive
 from .carried import CarriedTransport
 from .forkserver import ALIVE_SECONDS, Control
 from .holders import Holders
+from .relay import KEPT_BYTES
 from .supervised import SupervisedPlace
 
 if TYPE_CHECKING:
@@ -141,16 +142,18 @@ class Room:
     def open_door(self, ticket: Ticket) -> tuple[str, str]:
         """Let programs there that are no worker ask in a REPL's name; returns the URL that they use, and the token."""
         assert self._poller is not None
-        token = ticket.door()
         channel = FIRST_DOOR + next(self._numbers)
+        token = ticket.door(lambda: self.shut_door(channel))
         self._digests[channel] = hashlib.sha256(token.encode()).hexdigest()
         command = {"door": self._digests[channel], "channel": channel}
         self._poller.send(COMMANDS, json.dumps(command).encode())
         return f"http://127.0.0.1:{self._port}/enqueue", token
 
     def shut_door(self, channel: int) -> None:
-        """A door's connection is over."""
-        self._doors.pop(channel, None)
+        """A door's token is worth nothing any more. Harmless a second time."""
+        door = self._doors.pop(channel, None)
+        if door is not None:
+            door.close()
         digest = self._digests.pop(channel, None)
         if digest is not None and self._poller is not None:
             self._poller.send(COMMANDS, json.dumps({"shut": digest}).encode())
@@ -213,6 +216,11 @@ class _DoorTransport(CarriedTransport):
         self._channel = channel
         connection.connection_made(self)
 
+    def feed(self, data: bytes) -> None:
+        super().feed(data)
+        if self._kept_bytes > KEPT_BYTES:
+            self.drop(f"more than {KEPT_BYTES:,} bytes came while earlier requests waited")
+
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         if not self._closed:
             self._room.send(self._channel, bytes(data))
@@ -221,6 +229,7 @@ class _DoorTransport(CarriedTransport):
         if not self._closed:
             self._closed = True
             self._kept.clear()
+            self._kept_bytes = 0
             self._room.shut_door(self._channel)
             asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
 
