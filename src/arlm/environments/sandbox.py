@@ -42,7 +42,7 @@ class SandboxEnvironment(Environment):
         network: whether cells may use the network, as far as the sandbox has one.
         idle_seconds: how long what runs there outlives a host that says nothing.
         wait_seconds: how long a request waits for news there at most, where the gateway allows it.
-        lost_seconds: how long nothing at all may come from there, until a fresh sandbox takes over.
+        lost_seconds: how long nothing may get through, in one direction or in both, until a fresh sandbox takes over.
     """
 
     own_image = True
