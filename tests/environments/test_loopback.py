@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -22,13 +23,14 @@ import pytest
 
 import arlm
 from arlm.context import write_context
-from arlm.environments import forkserver, repl
+from arlm.environments import brokered, forkserver, repl
 from arlm.environments.base import Environment
 from arlm.environments.brokered import Room, Sandbox
 from arlm.environments.forkserver import Control
 from arlm.environments.repl import GRACE_SECONDS, Loaded
 from arlm.environments.sandbox import Reach
 from arlm.errors import SandboxError
+from arlm.lifetimes import finish
 from arlm.scratch import open_scratch
 from arlm.server import poller
 from arlm.server.handler import LMHandler
@@ -552,6 +554,57 @@ async def test_a_slow_making_is_not_cancelled_and_what_it_makes_is_destroyed() -
     assert not environment.cancelled
     assert len(environment.made) == 1
     nothing_left(environment)
+
+
+async def test_a_making_is_waited_for_longer_than_other_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(finish.__kwdefaults__, "seconds", 0.05)
+    environment = Slow()
+    task = asyncio.create_task(open_and_close(environment))
+    await environment.begun.wait()
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.3, environment.go_on.set)
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert len(environment.made) == 1
+    nothing_left(environment)
+
+
+async def test_a_lost_sandbox_that_takes_long_to_end_is_waited_for_when_its_place_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+    destroy = LoopbackSandbox.destroy
+
+    async def slowly(self: LoopbackSandbox) -> None:
+        if self is environment.made[0]:
+            await go_on.wait()
+        await destroy(self)
+
+    monkeypatch.setattr(LoopbackSandbox, "destroy", slowly)
+    monkeypatch.setattr(brokered, "finish", functools.partial(finish, seconds=0.05))
+    environment = loopback()
+    async with open_bench(subject(environment)) as bench:
+        await bench.out("x = 1")
+        kill(environment, "everything")
+        async with asyncio.timeout(PATIENCE_S):
+            assert bench.repl._worker is not None
+            await bench.repl._worker.exited
+        assert await bench.out("2") == "2\n"
+        assert os.path.exists(environment.made[0].folder)
+        asyncio.get_running_loop().call_later(0.3, go_on.set)
+    assert len(environment.made) == 2
+    nothing_left(environment)
+
+
+async def test_a_making_that_was_cancelled_by_itself_is_no_error_of_closing() -> None:
+    environment = Slow()
+    async with open_scratch() as scratch, LMHandler(directory=scratch) as handler:
+        room = Room(environment, handler)
+        opening = asyncio.create_task(room.open())
+        await environment.begun.wait()
+        assert room._making is not None
+        room._making.cancel()  # as the end of an event loop does
+        await asyncio.wait({opening})
+        await room.close()
+        assert room.closed
 
 
 async def test_a_making_that_outlives_the_patience_of_its_place_is_destroyed_when_it_is_there() -> None:

@@ -97,6 +97,11 @@ class Room:
         assert self._making is not None
         return self._making.result()
 
+    @property
+    def closed(self) -> bool:
+        """Whether its end has come."""
+        return self._closing is not None and self._closing.done()
+
     async def open(self) -> None:
         """Create it, start the broker, greet the supervisor. Raises SandboxError; ``close`` ends it in any case."""
         self._making = asyncio.ensure_future(self._environment.create())
@@ -174,11 +179,16 @@ class Room:
             if self._poller is not None:
                 await self._poller.close()
         finally:
-            if self._making is not None:
-                await asyncio.wait({self._making})
-                if self._making.exception() is None:
-                    await self._making.result().destroy()
-            self.control.lost("the sandbox was destroyed")
+            try:
+                await self._destroy()
+            finally:
+                self.control.lost("the sandbox was destroyed")
+
+    async def _destroy(self) -> None:
+        if self._making is not None:
+            await asyncio.wait({self._making})
+            if not self._making.cancelled() and self._making.exception() is None:
+                await self._making.result().destroy()
 
 
 class _Channel:
@@ -243,6 +253,7 @@ class BrokeredPlace(SupervisedPlace):
         self._files: dict[str, Path] = {}  # of contexts: where the host has what stands under a name there
         self._names = itertools.count(1)
         self._renewing = asyncio.Lock()
+        self._lost: list[Room] = []
         self._closed = False
         super().__init__(
             self._room.control,
@@ -271,12 +282,14 @@ class BrokeredPlace(SupervisedPlace):
                 return
             if self._closed:
                 raise SandboxError("the place was closed")
+            self._lost.append(self._room)
             await finish(self._room.close, what="a lost sandbox")
             room = Room(self._environment, self._handler)
             try:
                 await room.open()
                 await self._upload_all(room.sandbox)
             except BaseException:
+                self._lost.append(room)
                 await finish(room.close, what="a sandbox that could not be had")
                 raise
             self._room = room
@@ -325,12 +338,14 @@ class BrokeredPlace(SupervisedPlace):
         return there
 
     async def close(self) -> None:
-        """Destroy the sandbox, and with it all workers."""
+        """Destroy the sandbox, and with it all workers; and those lost before whose end was not waited for."""
         self._closed = True
-        try:
-            await self._room.close()
-        except SandboxError as error:
-            logger.warning("%s", error)
+        rooms = {self._room, *(room for room in self._lost if not room.closed)}
+        for ended in await asyncio.gather(*(room.close() for room in rooms), return_exceptions=True):
+            if isinstance(ended, SandboxError):
+                logger.warning("%s", ended)
+            elif isinstance(ended, BaseException):
+                raise ended
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
