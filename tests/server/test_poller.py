@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -530,6 +531,16 @@ async def test_no_cookie_is_kept_and_headers_are_what_was_told() -> None:
     assert [set(headers) - {"host", "accept", "user-agent"} for headers in seen] == [
         {"x-arlm-token", "authorization", "accept-encoding"}
     ] * 2
+
+
+async def test_an_answer_that_was_compressed_all_the_same_is_told_from_one_that_was_cut() -> None:
+    async def compress(request: web.Request) -> web.Response:
+        packet = Packet("e", 0, 1, [(SUPERVISOR, b"x" * 1000)], request.query["asked"])
+        return web.Response(body=gzip.compress(packet.pack()), headers={"content-encoding": "gzip"})
+
+    async with answering(compress) as url, asking_of(url) as asker:
+        with pytest.raises(Failed, match=r"^the gateway compressed the answer \('gzip'\)"):
+            await asker.ask("GET", "/pending", {}, None, 5.0)
 
 
 @pytest.mark.parametrize("status", [200, 401])
