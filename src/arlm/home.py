@@ -17,7 +17,7 @@ from .environments.base import Environment, Place
 from .environments.repl import REPL, Loaded
 from .errors import ConfigError
 from .guest.wire import dumps
-from .lifetimes import finish
+from .lifetimes import CLEANUP_SECONDS, finish
 from .options import RunOptions, unknown
 from .plugins import ENVIRONMENTS, resolve
 from .scratch import open_scratch
@@ -218,7 +218,7 @@ class SubSite:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await finish(self._stack.aclose, what="the children's place")
+        await finish(self._stack.aclose, what="the children's place", seconds=self._environment.close_seconds + CLEANUP_SECONDS)
 
 
 def find_environment(environment: str | Environment, options: Mapping[str, Any]) -> Environment:

@@ -9,18 +9,21 @@ import socket
 import subprocess
 import sys
 
+import aiohttp
 import psutil
 import pytest
 
 from arlm.broker import relay as module
+from arlm.broker.app import Broker
 from arlm.broker.relay import Relay
-from arlm.broker.streams import BODY_BYTES, COMMANDS, PIECE_BYTES, SUPERVISOR, TOKEN, Packet
+from arlm.broker.streams import BODY_BYTES, COMMANDS, PACKET_BYTES, PIECE_BYTES, SUPERVISOR, TOKEN, Packet, unpack
 from arlm.environments.archive import NAME
 from arlm.guest import wire
 from arlm.testing import conformance
 from arlm.testing.bench import open_bench
 from arlm.testing.loopback import LoopbackREPL
 from broker_host import TOKEN_DOOR, TOKEN_HOST, begin, call, gone, open_host, run_broker, told
+from brokers import served
 
 LONG = 20.0  # seconds; none of these tests takes so long
 NO_PACKET = b"no packet at all"
@@ -100,6 +103,7 @@ async def test_malformed_requests_of_the_host_change_nothing(host):
         {"wait": "nan"},
         {"wait": "inf"},
         {"wait": "soon"},
+        {"most": "all"},
     ):
         status, body = await host.ask("GET", "/pending", query={"epoch": host.epoch, **query})
         assert (status, list(json.loads(body))) == (400, ["error"]), query
@@ -186,6 +190,20 @@ async def test_nothing_is_taken_away_before_a_later_request_says_that_it_came(ho
     assert wire.Decoder().feed(answer.pieces[0][1])[0]["id"] == 1
     assert (await host.poll(after=1)) == answer
     assert (await host.poll(after=2)).pieces == []
+
+
+@pytest.mark.parametrize(("most", "pieces"), [("0", 1), ("1000", 2), (str(PACKET_BYTES), 17), ("9" * 30, 17)])
+async def test_a_packet_has_no_more_bytes_than_the_host_asks_for(most, pieces):
+    relay = Relay(None)
+    relay.send(SUPERVISOR, b"x" * 500)
+    relay.send(SUPERVISOR, b"x" * 500)
+    relay.send(SUPERVISOR, bytes(2 * PACKET_BYTES))
+    async with (
+        served(Broker(relay, TOKEN_HOST).app) as url,
+        aiohttp.ClientSession(headers={TOKEN: TOKEN_HOST}) as session,
+        session.get(url + "/pending", params={"most": most}) as answer,
+    ):
+        assert len(unpack(await answer.read()).pieces) == pieces
 
 
 async def test_an_answer_names_the_request_that_it_is_of(host):

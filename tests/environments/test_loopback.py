@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -22,12 +23,14 @@ import pytest
 
 import arlm
 from arlm.context import write_context
+from arlm.environments import brokered, forkserver, repl
 from arlm.environments.base import Environment
 from arlm.environments.brokered import Room, Sandbox
 from arlm.environments.forkserver import Control
-from arlm.environments.repl import Loaded
+from arlm.environments.repl import GRACE_SECONDS, Loaded
 from arlm.environments.sandbox import Reach
 from arlm.errors import SandboxError
+from arlm.lifetimes import finish
 from arlm.scratch import open_scratch
 from arlm.server import poller
 from arlm.server.handler import LMHandler
@@ -234,6 +237,46 @@ async def test_a_gateway_that_is_down_for_too_long_costs_the_sandbox_and_not_the
             assert await bench.out("1 + 1") == "2\n"
     assert len(environment.made) == 2
     nothing_left(environment)
+
+
+async def test_an_outage_while_a_worker_is_started_costs_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forkserver, "KILL_SECONDS", 0.05)
+    monkeypatch.setattr(forkserver, "ALIVE_SECONDS", 0.05)
+    monkeypatch.setitem(LMHandler.__init__.__kwdefaults__, "hello_seconds", 0.1)
+    async with open_gateway() as gateway:
+        environment = loopback(gateway)
+        async with open_bench(subject(environment)) as bench:
+            await bench.out("x = 1")
+            other = bench.another()
+            gateway.plan = [AnswerInstead(status=503, seconds=1.0)]
+            gateway.reset_connections()
+            try:
+                assert (await other.run_cell("print('there')", 1)).output == "there\n"
+            finally:
+                await other.close()
+            assert await bench.out("x") == "1\n"
+    assert len(environment.made) == 1
+
+
+async def test_an_outage_while_a_cell_is_stopped_costs_no_variables() -> None:
+    async with open_gateway() as gateway, open_bench(subject(loopback(gateway)), cell_timeout=1.0) as bench:
+        await bench.out("x = 1")
+        async with bench.running(BUSY) as task:
+            await bench.until_streamed("here")
+            gateway.plan = [AnswerInstead(status=503, seconds=1.0 + 1.5 * GRACE_SECONDS)]
+            gateway.reset_connections()
+        assert (task.result().stopped, task.result().lost) == ("timeout", None)
+        assert await bench.out("x") == "1\n"
+
+
+async def test_an_outage_between_two_questions_costs_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repl, "IDLE_SECONDS", 1.0)
+    model = ScriptedLM([says("globals().setdefault('kept', 7)"), says("'kept' in globals()")])
+    async with open_gateway() as gateway, arlm.RLM(model=model, environment=loopback(gateway)).session() as session:
+        assert (await session.run("one")).answer == "7"
+        gateway.plan = [AnswerInstead(status=503, seconds=2.0)]
+        gateway.reset_connections()
+        assert (await session.run("two")).answer == "True"
 
 
 async def test_a_gateway_that_stays_down_is_an_error_and_the_place_may_be_used_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,6 +554,57 @@ async def test_a_slow_making_is_not_cancelled_and_what_it_makes_is_destroyed() -
     assert not environment.cancelled
     assert len(environment.made) == 1
     nothing_left(environment)
+
+
+async def test_a_making_is_waited_for_longer_than_other_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(finish.__kwdefaults__, "seconds", 0.05)
+    environment = Slow()
+    task = asyncio.create_task(open_and_close(environment))
+    await environment.begun.wait()
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.3, environment.go_on.set)
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert len(environment.made) == 1
+    nothing_left(environment)
+
+
+async def test_a_lost_sandbox_that_takes_long_to_end_is_waited_for_when_its_place_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+    destroy = LoopbackSandbox.destroy
+
+    async def slowly(self: LoopbackSandbox) -> None:
+        if self is environment.made[0]:
+            await go_on.wait()
+        await destroy(self)
+
+    monkeypatch.setattr(LoopbackSandbox, "destroy", slowly)
+    monkeypatch.setattr(brokered, "finish", functools.partial(finish, seconds=0.05))
+    environment = loopback()
+    async with open_bench(subject(environment)) as bench:
+        await bench.out("x = 1")
+        kill(environment, "everything")
+        async with asyncio.timeout(PATIENCE_S):
+            assert bench.repl._worker is not None
+            await bench.repl._worker.exited
+        assert await bench.out("2") == "2\n"
+        assert os.path.exists(environment.made[0].folder)
+        asyncio.get_running_loop().call_later(0.3, go_on.set)
+    assert len(environment.made) == 2
+    nothing_left(environment)
+
+
+async def test_a_making_that_was_cancelled_by_itself_is_no_error_of_closing() -> None:
+    environment = Slow()
+    async with open_scratch() as scratch, LMHandler(directory=scratch) as handler:
+        room = Room(environment, handler)
+        opening = asyncio.create_task(room.open())
+        await environment.begun.wait()
+        assert room._making is not None
+        room._making.cancel()  # as the end of an event loop does
+        await asyncio.wait({opening})
+        await room.close()
+        assert room.closed
 
 
 async def test_a_making_that_outlives_the_patience_of_its_place_is_destroyed_when_it_is_there() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -37,7 +39,7 @@ from arlm.testing.gateway_faults import (
     Replay,
     only,
 )
-from brokers import TOKEN, Echo, Heard, open_echo, polling
+from brokers import TOKEN, Echo, Heard, Wrap, open_echo, polling
 from gateway_schedules import schedules
 
 FAULTS: dict[str, Fault] = {
@@ -187,26 +189,75 @@ async def test_polls_become_shorter_where_a_gateway_does_not_wait(echo: Echo, mo
         await goes_round(it, heard, b"data")
 
 
-async def test_packets_become_smaller_where_a_gateway_takes_no_more() -> None:
-    refused = []
+MEGABYTE = 1024 * 1024
 
-    def at_most_a_megabyte(app: Any) -> Any:
+
+def takes_a_megabyte(status: int, refused: list[int]) -> Wrap:
+    """What answers longer requests with a status, and notes their sizes."""
+
+    def wrap(app: Any) -> Any:
         async def wrapped(scope: Any, receive: Any, send: Any) -> None:
             size = int(dict(scope["headers"]).get(b"content-length", b"0"))
-            if size <= 1024 * 1024:
+            if size <= MEGABYTE:
                 await app(scope, receive, send)
                 return
             refused.append(size)
-            await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
 
         return wrapped
 
-    heard = Heard()
-    async with open_echo(at_most_a_megabyte) as echo, polling(echo.url, heard) as it:
-        await goes_round(it, heard, b"12345678" * 1024 * 1024)
-        await goes_round(it, heard, b"12345678" * 1024 * 1024)
+    return wrap
+
+
+def gives_a_megabyte(status: int, refused: list[int]) -> Wrap:
+    """What gives a status in the place of longer answers, and notes their sizes."""
+
+    def wrap(app: Any) -> Any:
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            async def send_some(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    size = int(dict(message["headers"])[b"content-length"])
+                    if size > MEGABYTE:
+                        refused.append(size)
+                        message = {**message, "status": status, "headers": [(b"content-length", b"0")]}
+                elif len(message["body"]) > MEGABYTE:
+                    message = {**message, "body": b""}
+                await send(message)
+
+            await app(scope, receive, send_some)
+
+        return wrapped
+
+    return wrap
+
+
+async def test_packets_become_smaller_where_a_gateway_says_that_it_takes_no_more() -> None:
+    heard, refused = Heard(), list[int]()
+    async with open_echo(takes_a_megabyte(413, refused)) as echo, polling(echo.url, heard) as it:
+        await goes_round(it, heard, b"12345678" * MEGABYTE)
+        await goes_round(it, heard, b"12345678" * MEGABYTE)
     assert 1 <= len(refused) <= 3
+
+
+@pytest.mark.parametrize("status", [400, 502])
+async def test_packets_become_smaller_where_large_ones_fail_for_no_stated_reason(status: int) -> None:
+    heard, refused = Heard(), list[int]()
+    async with open_echo(takes_a_megabyte(status, refused)) as echo, polling(echo.url, heard) as it:
+        await goes_round(it, heard, b"12345678" * MEGABYTE)
+        await goes_round(it, heard, b"12345678" * MEGABYTE)
+    assert len(refused) >= 2
+
+
+@pytest.mark.parametrize("status", [413, 500, 502])
+async def test_a_broker_is_asked_for_less_where_large_answers_do_not_pass(status: int) -> None:
+    heard, refused = Heard(), list[int]()
+    async with open_echo(gives_a_megabyte(status, refused)) as echo, polling(echo.url, heard):
+        echo.relay.send(SUPERVISOR, b"12345678" * MEGABYTE)
+        await heard.until(lambda: len(heard.data) == 8 * MEGABYTE or heard.lost)
+        assert heard.lost == []
+    assert len(refused) >= 2
+    assert heard.data == b"12345678" * MEGABYTE
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
@@ -253,7 +304,20 @@ async def test_a_gateway_that_is_down_for_long_is_the_end_and_says_what_it_said(
         it.send(SUPERVISOR, b"unheard")
         await heard.until(lambda: heard.lost)
     assert len(heard.lost) == 1
-    assert heard.lost[0].startswith("nothing came from the sandbox's broker for 0 s (last: status 503")
+    assert re.match(r"nothing came from the sandbox's broker for \d s \(last: status 503", heard.lost[0])
+
+
+@pytest.mark.parametrize(("path", "what"), [("/respond", "nothing could be sent to"), ("/pending", "no poll was answered by")])
+async def test_a_gateway_that_lets_one_direction_through_alone_is_the_end_too(path: str, what: str, gateway: Gateway) -> None:
+    heard = Heard()
+    async with polling(gateway.url, heard, wait_seconds=0.05, lost_seconds=1.0) as it:
+        await goes_round(it, heard, b"data")
+        gateway.plan = lambda seen: AnswerInstead(status=403) if seen.path == path else None
+        async with asyncio.timeout(20):
+            while not heard.lost:
+                it.send(SUPERVISOR, b"more")
+                await asyncio.sleep(0.01)  # so that there is something to send all the time
+    assert re.match(rf"{what} the sandbox's broker for \d s \(last: status 403", heard.lost[0])
 
 
 async def test_a_gateway_that_was_down_for_less_is_not(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
@@ -467,6 +531,16 @@ async def test_no_cookie_is_kept_and_headers_are_what_was_told() -> None:
     assert [set(headers) - {"host", "accept", "user-agent"} for headers in seen] == [
         {"x-arlm-token", "authorization", "accept-encoding"}
     ] * 2
+
+
+async def test_an_answer_that_was_compressed_all_the_same_is_told_from_one_that_was_cut() -> None:
+    async def compress(request: web.Request) -> web.Response:
+        packet = Packet("e", 0, 1, [(SUPERVISOR, b"x" * 1000)], request.query["asked"])
+        return web.Response(body=gzip.compress(packet.pack()), headers={"content-encoding": "gzip"})
+
+    async with answering(compress) as url, asking_of(url) as asker:
+        with pytest.raises(Failed, match=r"^the gateway compressed the answer \('gzip'\)"):
+            await asker.ask("GET", "/pending", {}, None, 5.0)
 
 
 @pytest.mark.parametrize("status", [200, 401])

@@ -1,6 +1,7 @@
 """The broker's web application.
 
-    GET  /pending?epoch=E&after=N&wait=S   host: what waits for it, as a packet (streams.py); a long poll, ended by a newer one
+    GET  /pending?epoch=E&after=N&wait=S   host: what waits for it, as a packet (streams.py), with &most=B of so many bytes;
+                                           a long poll, ended by a newer one
     POST /respond                          host: its pieces, as a packet; each is taken once, however often it comes
     GET  /health                           host: {"ok": true, "epoch": E}
     POST /enqueue                          anybody here with a REPL's token: {"call": "llm_query", "args": {"prompt": "…"}};
@@ -27,12 +28,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .relay import Busy, Refused, Relay, same
-from .streams import BODY_BYTES, TOKEN, Broken, Packet, unpack
+from .streams import BODY_BYTES, PACKET_BYTES, TOKEN, Broken, Packet, unpack
 
 PACKET = "application/x-arlm-packet"
 LONGEST_POLL_SECONDS = 60.0
 BODY_SECONDS = 60.0  # for a request's body to come
 ASKED_CHARS = 100  # of what a request is called
+MAX_NESTED = 500  # lists and objects within each other: a Python 3.11 reads some 900, newer ones more, and the host may be any
 
 Handler = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
@@ -82,14 +84,15 @@ class Broker:
     async def _pending(self, request: Request) -> Response:
         asked = request.query_params
         try:
-            after, wait = int(asked.get("after", "0")), float(asked.get("wait", "0"))
+            after, wait, most = int(asked.get("after", "0")), float(asked.get("wait", "0")), int(asked.get("most", PACKET_BYTES))
         except ValueError:
-            return _refused(400, "after and wait are numbers")
+            return _refused(400, "after, wait and most are numbers")
         if after < 0 or not 0 <= wait <= LONGEST_POLL_SECONDS:
             return _refused(400, f"after is at least 0, wait at most {LONGEST_POLL_SECONDS:g}")
+        most = min(most, PACKET_BYTES)
         self._waiting += 1
         try:
-            return _packet(await _unless_left(request, self._relay.pending(asked.get("epoch", ""), after, wait)), request)
+            return _packet(await _unless_left(request, self._relay.pending(asked.get("epoch", ""), after, wait, most)), request)
         except ClientDisconnect:
             return _left_alone()
         finally:
@@ -129,12 +132,23 @@ class Broker:
 
 
 def _asked(body: bytes) -> tuple[str, dict[str, Any]]:
-    """Method and arguments of a request to ``/enqueue``. Raises ValueError, KeyError, TypeError or RecursionError."""
+    """Method and arguments of a request to ``/enqueue``. Raises ValueError, KeyError, TypeError, RecursionError or _BodyRefused."""
     asked = json.loads(body)
     method, args = asked["call"], asked.get("args", {}) if isinstance(asked, dict) else None
     if not isinstance(method, str) or not isinstance(args, dict):
         raise TypeError
+    if _nested(args) > MAX_NESTED:
+        raise _BodyRefused(400, f"lists and objects may be nested {MAX_NESTED} deep")
     return method, args
+
+
+def _nested(value: Any) -> int:
+    """How deep lists and objects are nested; counted up to a little more than MAX_NESTED."""
+    depth, level = 0, [value]
+    while depth <= MAX_NESTED and (level := [it for it in level if isinstance(it, dict | list)]):
+        depth += 1
+        level = [inner for it in level for inner in (it.values() if isinstance(it, dict) else it)]
+    return depth
 
 
 class _BodyRefused(Exception):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..guest import wire
-from .streams import COMMANDS, FIRST_DOOR, SUPERVISOR, Gap, Incoming, Outgoing, Packet
+from .streams import COMMANDS, FIRST_DOOR, PACKET_BYTES, SUPERVISOR, Gap, Incoming, Outgoing, Packet
 
 READ_BYTES = 256 * 1024
 HELD_BYTES = 64 * 1024 * 1024  # that wait for the host; then the supervisor is not read until some are taken
@@ -52,8 +52,10 @@ class Relay:
 
     # -- the host ---------------------------------------------------------------------------------------------------
 
-    async def pending(self, epoch: str, after: int, seconds: float) -> Packet:
+    async def pending(self, epoch: str, after: int, seconds: float, most: int = PACKET_BYTES) -> Packet:
         """What waits for the host after it has taken ``after`` pieces, as soon as there is something, or when the time is over.
+
+        Of more than ``most`` bytes the rest comes with the next poll.
 
         A newer poll ends an older one. Nothing is taken away before the host says in a later request that it has it.
         """
@@ -72,7 +74,7 @@ class Relay:
                 await asyncio.wait_for(self._changed.wait(), left)
             except asyncio.TimeoutError:  # noqa: UP041 - another class on Python 3.10
                 break
-        return Packet(self.epoch, self._incoming.after, *self._outgoing.next()) if mine == self._poll else self._empty()
+        return Packet(self.epoch, self._incoming.after, *self._outgoing.next(most)) if mine == self._poll else self._empty()
 
     def _empty(self) -> Packet:
         return Packet(self.epoch, self._incoming.after, 1, [])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ..context import ContextFile
+from ..lifetimes import CLEANUP_SECONDS
 from ..server.handler import LMHandler, Ticket
 
 
@@ -98,10 +99,12 @@ class Environment(ABC):
     Attributes:
         name: as ``environment=`` names it.
         transport: how workers reach the handler, where the environment insists: ``"unix"`` or ``"tcp"``.
+        close_seconds: how long leaving one of its places may take; then it is given up, with an error in the log.
     """
 
     name: ClassVar[str]
     transport: Literal["unix", "tcp"] | None = None
+    close_seconds: float = CLEANUP_SECONDS
 
     def check(self, *, memory_limit: int | None) -> None:  # noqa: B027 - an environment that can do everything has nothing to refuse
         """Raise ConfigError for what the environment cannot do, before anything is started.

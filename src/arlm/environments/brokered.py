@@ -26,8 +26,9 @@ from ..server.poller import Poller
 from ..shortages import told
 from .archive import NAME, archive
 from .carried import CarriedTransport
-from .forkserver import Control
+from .forkserver import ALIVE_SECONDS, Control
 from .holders import Holders
+from .relay import KEPT_BYTES
 from .supervised import SupervisedPlace
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Room:
 
     def __init__(self, environment: SandboxEnvironment, handler: LMHandler) -> None:
         self.control = Control()
+        self.control.alive_seconds = max(ALIVE_SECONDS, environment.lost_seconds)  # until then the Poller may still bring the answer
         self._environment = environment
         self._handler = handler
         self._making: asyncio.Future[Sandbox] | None = None
@@ -94,6 +96,11 @@ class Room:
         """The machine."""
         assert self._making is not None
         return self._making.result()
+
+    @property
+    def closed(self) -> bool:
+        """Whether its end has come."""
+        return self._closing is not None and self._closing.done()
 
     async def open(self) -> None:
         """Create it, start the broker, greet the supervisor. Raises SandboxError; ``close`` ends it in any case."""
@@ -140,16 +147,18 @@ class Room:
     def open_door(self, ticket: Ticket) -> tuple[str, str]:
         """Let programs there that are no worker ask in a REPL's name; returns the URL that they use, and the token."""
         assert self._poller is not None
-        token = ticket.door()
         channel = FIRST_DOOR + next(self._numbers)
+        token = ticket.door(lambda: self.shut_door(channel))
         self._digests[channel] = hashlib.sha256(token.encode()).hexdigest()
         command = {"door": self._digests[channel], "channel": channel}
         self._poller.send(COMMANDS, json.dumps(command).encode())
         return f"http://127.0.0.1:{self._port}/enqueue", token
 
     def shut_door(self, channel: int) -> None:
-        """A door's connection is over."""
-        self._doors.pop(channel, None)
+        """A door's token is worth nothing any more. Harmless a second time."""
+        door = self._doors.pop(channel, None)
+        if door is not None:
+            door.close()
         digest = self._digests.pop(channel, None)
         if digest is not None and self._poller is not None:
             self._poller.send(COMMANDS, json.dumps({"shut": digest}).encode())
@@ -170,11 +179,16 @@ class Room:
             if self._poller is not None:
                 await self._poller.close()
         finally:
-            if self._making is not None:
-                await asyncio.wait({self._making})
-                if self._making.exception() is None:
-                    await self._making.result().destroy()
-            self.control.lost("the sandbox was destroyed")
+            try:
+                await self._destroy()
+            finally:
+                self.control.lost("the sandbox was destroyed")
+
+    async def _destroy(self) -> None:
+        if self._making is not None:
+            await asyncio.wait({self._making})
+            if not self._making.cancelled() and self._making.exception() is None:
+                await self._making.result().destroy()
 
 
 class _Channel:
@@ -212,6 +226,11 @@ class _DoorTransport(CarriedTransport):
         self._channel = channel
         connection.connection_made(self)
 
+    def feed(self, data: bytes) -> None:
+        super().feed(data)
+        if self._kept_bytes > KEPT_BYTES:
+            self.drop(f"more than {KEPT_BYTES:,} bytes came while earlier requests waited")
+
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         if not self._closed:
             self._room.send(self._channel, bytes(data))
@@ -220,6 +239,7 @@ class _DoorTransport(CarriedTransport):
         if not self._closed:
             self._closed = True
             self._kept.clear()
+            self._kept_bytes = 0
             self._room.shut_door(self._channel)
             asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
 
@@ -233,6 +253,7 @@ class BrokeredPlace(SupervisedPlace):
         self._files: dict[str, Path] = {}  # of contexts: where the host has what stands under a name there
         self._names = itertools.count(1)
         self._renewing = asyncio.Lock()
+        self._lost: list[Room] = []
         self._closed = False
         super().__init__(
             self._room.control,
@@ -261,12 +282,14 @@ class BrokeredPlace(SupervisedPlace):
                 return
             if self._closed:
                 raise SandboxError("the place was closed")
+            self._lost.append(self._room)
             await finish(self._room.close, what="a lost sandbox")
             room = Room(self._environment, self._handler)
             try:
                 await room.open()
                 await self._upload_all(room.sandbox)
             except BaseException:
+                self._lost.append(room)
                 await finish(room.close, what="a sandbox that could not be had")
                 raise
             self._room = room
@@ -315,12 +338,14 @@ class BrokeredPlace(SupervisedPlace):
         return there
 
     async def close(self) -> None:
-        """Destroy the sandbox, and with it all workers."""
+        """Destroy the sandbox, and with it all workers; and those lost before whose end was not waited for."""
         self._closed = True
-        try:
-            await self._room.close()
-        except SandboxError as error:
-            logger.warning("%s", error)
+        rooms = {self._room, *(room for room in self._lost if not room.closed)}
+        for ended in await asyncio.gather(*(room.close() for room in rooms), return_exceptions=True):
+            if isinstance(ended, SandboxError):
+                logger.warning("%s", ended)
+            elif isinstance(ended, BaseException):
+                raise ended
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -29,6 +29,12 @@ class CarriedTransport(asyncio.Transport):
         else:
             self._connection.data_received(data)
 
+    def drop(self, reason: str) -> None:
+        """End the connection because of the other side, which is told why."""
+        if not self._closed:
+            self._connection.break_off(reason)
+            self.close()
+
     def abort(self) -> None:
         """Same as ``close``: nothing that was written is held back here."""
         self.close()

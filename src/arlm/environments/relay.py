@@ -11,7 +11,7 @@ from ..server.connection import Connection
 from ..server.peer import Peer
 from .carried import CarriedTransport
 
-KEPT_BYTES = 256 * 1024 * 1024  # of a relayed worker that sends on while it is not read
+KEPT_BYTES = 256 * 1024 * 1024  # of one that sends on while it is not read
 
 
 class RelayRoad:
@@ -83,12 +83,6 @@ class RelayTransport(CarriedTransport):
         self._ended = True
         if not self._closed and not self._paused and not self._kept:
             self._lose()
-
-    def drop(self, reason: str) -> None:
-        """End the connection because of the worker."""
-        if not self._closed:
-            self._connection.break_off(reason)
-            self.close()
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         """Bytes to the worker."""

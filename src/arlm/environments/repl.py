@@ -221,12 +221,16 @@ class REPL:
         peer, worker = self._peer, self._worker
         if worker is None or not _is_there(peer):
             return
+        loading = peer.start_call("load", {"history": history})
         try:
+            await _arrived(worker)
             async with asyncio.timeout(IDLE_SECONDS):
-                await peer.call("load", {"history": history})
+                await loading
         except (TimeoutError, CallError, PeerLost):  # an earlier cell left it so: the next cell gets a new one, and says what was lost
             await worker.kill()
             peer.lose("it did not answer between two questions")
+        finally:
+            peer.forget(loading)
 
     def show(self, on_output: Callable[[str], None]) -> None:
         """From now on, pass pieces of a running cell's output on."""
@@ -358,6 +362,12 @@ class REPL:
         text = f"the cell was stopped: {why}"
         for asking in {peer, *self._doors}:
             asking.cancel_calls()
+        if not request.done():
+            interrupt = peer.start_call("interrupt", {"reason": text})
+            try:
+                await _arrived(worker)
+            finally:
+                peer.forget(interrupt)
         deadline = asyncio.get_running_loop().time() + GRACE_SECONDS
         while not request.done() and (left := deadline - asyncio.get_running_loop().time()) > 0:
             interrupt = peer.start_call("interrupt", {"reason": text})
@@ -421,3 +431,8 @@ class REPL:
 
 def _is_there(peer: Peer | None) -> TypeGuard[Peer]:
     return peer is not None and peer.lost is None
+
+
+async def _arrived(worker: Worker) -> None:
+    """Wait until what was sent to a worker is there, by however long a road: what is asked about it afterwards comes after that."""
+    await worker.cpu_seconds()

@@ -16,6 +16,7 @@ from .brokered import BrokeredPlace, Sandbox
 
 __all__ = ["Reach", "Sandbox", "SandboxEnvironment"]
 
+CLOSE_SECONDS = 60.0  # a cloud makes a machine in seconds, and one that was given up half made may go on costing
 IDLE_SECONDS = 120.0  # of a broker without a word of the host's, after which a broker ends, and with it all that runs there
 
 
@@ -42,7 +43,8 @@ class SandboxEnvironment(Environment):
         network: whether cells may use the network, as far as the sandbox has one.
         idle_seconds: how long what runs there outlives a host that says nothing.
         wait_seconds: how long a request waits for news there at most, where the gateway allows it.
-        lost_seconds: how long nothing at all may come from there, until a fresh sandbox takes over.
+        lost_seconds: how long nothing may get through, in one direction or in both, until a fresh sandbox takes over.
+        close_seconds: how long is waited for the end of sandboxes, and of their making, when a place is left.
     """
 
     own_image = True
@@ -50,12 +52,13 @@ class SandboxEnvironment(Environment):
     idle_seconds = IDLE_SECONDS
     wait_seconds = WAIT_SECONDS
     lost_seconds = LOST_SECONDS
+    close_seconds = CLOSE_SECONDS
 
     @abstractmethod
     async def create(self) -> Sandbox:
         """Have a new sandbox. Raises SandboxError, with nothing left of the attempt.
 
-        It is not cancelled: who asked waits for its end, and destroys what it made.
+        It is not cancelled: who asked waits for its end, ``close_seconds`` at most, and destroys what it made.
         """
 
     @asynccontextmanager
@@ -66,4 +69,4 @@ class SandboxEnvironment(Environment):
             await place.open()
             yield place
         finally:
-            await finish(place.close, what=f"the sandbox of {self.name}")
+            await finish(place.close, what=f"the sandbox of {self.name}", seconds=self.close_seconds)

@@ -12,6 +12,8 @@ from .base import Place, Worker
 from .forkserver import Control, LocalWorker
 from .holders import Holders
 
+RELAYED_HELLO_SECONDS = 60.0  # from the order to fork it, which goes the same road: as long as a REPL waits for its worker
+
 
 class SupervisedPlace(Place):
     """What such places share: workers are spawned, replaced together with a lost supervisor, and killed.
@@ -106,7 +108,7 @@ class SupervisedPlace(Place):
         return self._control.peer is None or self._control.peer.lost is not None
 
     async def _spawn(self, args: dict[str, Any]) -> LocalWorker:
-        worker = self._control.worker(self._handler.connection() if self._address is None else None)
+        worker = self._control.worker(self._handler.connection(RELAYED_HELLO_SECONDS) if self._address is None else None)
         self._workers = [*(known for known in self._workers if not known.exited.done()), worker]
         await self._control.spawn(worker, args)
         return worker

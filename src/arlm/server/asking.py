@@ -77,6 +77,8 @@ class Asker:
                 if answer.status != 200:
                     text = self._without_secrets(said.decode("utf-8", "replace"))[:SAID_CHARS]
                     raise Failed(f"status {answer.status}: {text!r}", answer.status)
+                if (coding := answer.headers.get("Content-Encoding", "").lower()) not in ("", "identity"):
+                    raise Failed(f"the gateway compressed the answer ({coding[:20]!r}), which it was asked not to: switch that off there")
             except BaseException:
                 answer.close()  # whoever answers so may not have read the request
                 raise

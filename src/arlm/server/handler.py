@@ -38,6 +38,7 @@ class Ticket:
         self.functions = functions
         self.on_door: Callable[[Peer], None] | None = None
         self.extra: dict[str, Any] = {}
+        self._on_shut: list[Callable[[], object]] = []
         self._handler = handler
         self._peer: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
 
@@ -49,18 +50,23 @@ class Ticket:
         """For the handler: the connection is here."""
         self._peer.set_result(peer)
 
-    def door(self) -> str:
+    def door(self, on_shut: Callable[[], object]) -> str:
         """One more token, for others who ask in this REPL's name: programs that are no worker. It opens any number of connections, until
-        ``shut_doors`` or the handler's end."""
+        ``shut_doors``, which calls ``on_shut``, or the handler's end."""
+        self._on_shut.append(on_shut)
         return self._handler.add_door(self)
 
     def shut_doors(self) -> None:
         """The tokens of ``door`` open nothing any more."""
         self._handler.remove_doors(self)
+        shutting, self._on_shut = self._on_shut, []
+        for on_shut in shutting:
+            on_shut()
 
     def give_up(self, reason: str) -> None:
-        """No connection may use this token any more; whoever waits is told."""
+        """No connection may use this token any more, nor those of its doors; whoever waits is told."""
         self._handler.withdraw(self)
+        self.shut_doors()
         if not self._peer.done():
             self._peer.set_exception(PeerLost(reason))
             self._peer.exception()
@@ -156,10 +162,13 @@ class LMHandler:
         """See Ticket."""
         self._doors = {key: known for key, known in self._doors.items() if known is not ticket}
 
-    def connection(self) -> Connection:
-        """A protocol for one more connection; also for bytes that arrive by another road than our own socket."""
+    def connection(self, hello_seconds: float | None = None) -> Connection:
+        """A protocol for one more connection; also for bytes that arrive by another road than our own socket, which may take longer."""
         connection = Connection(
-            self._welcome, hello_seconds=self._hello_seconds, stall_seconds=self._stall_seconds, on_end=self._connections.discard
+            self._welcome,
+            hello_seconds=hello_seconds or self._hello_seconds,
+            stall_seconds=self._stall_seconds,
+            on_end=self._connections.discard,
         )
         self._connections.add(connection)
         if self._closed:

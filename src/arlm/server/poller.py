@@ -24,7 +24,7 @@ LATE = 1 / 20  # of its time: a poll that fails after that may have been too lon
 ANSWER_SECONDS = 15.0  # for an answer to begin, beyond that
 GONE_SECONDS = 15.0  # for the question whether the sandbox is there
 START_SECONDS = 60.0  # until a broker just started is heard of
-LOST_SECONDS = 60.0  # without one answer of the broker's: then the connection is lost
+LOST_SECONDS = 60.0  # in which nothing got through, in one direction or in both: then the connection is lost
 PAUSES = (0.05, 2.0)  # after a failure: the first, the longest; each is twice the last, and up to half of it is chance
 FAILURES = 3  # in a row, until it is asked whether the sandbox is there at all
 TOO_LARGE = 413
@@ -41,7 +41,7 @@ class Poller:
         is_gone: asks, when several requests in a row have failed, whether the sandbox is: returns why, or None while it is there.
         headers: for the gateway, in each request.
         wait_seconds: of a long poll; polls become shorter where a gateway does not wait so long.
-        lost_seconds: without any answer, after which the connection is lost.
+        lost_seconds: in which nothing gets through, in one direction or in both, after which the connection is lost.
 
     Attributes:
         lost: the reason once it is lost, else None.
@@ -70,7 +70,6 @@ class Poller:
         self._incoming = Incoming()
         self._outgoing = Outgoing()
         self._more = asyncio.Event()
-        self._most = PACKET_BYTES
         self._heard = 0.0
         self._asker: Asker | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -89,7 +88,7 @@ class Poller:
         """Wait for the broker's first answer, and begin. Raises SandboxError; ``close`` ends it in any case."""
         self._asker = Asker(self._url, self._token, self._headers)
         self._heard = self._now()
-        pauses = _Pauses()
+        pauses = _Pauses("no poll was answered by", self._heard)
         while not self._epoch:
             try:
                 self._epoch = (await self._ask("GET", "/pending", {"wait": "0"}, None, ANSWER_SECONDS)).epoch
@@ -118,10 +117,10 @@ class Poller:
             await self._asker.close()
 
     async def _poll(self) -> None:
-        pauses = _Pauses()
+        pauses = _Pauses("no poll was answered by", self._heard)
         while self.lost is None:
             began = self._now()
-            asked = {"epoch": self._epoch, "after": str(self._incoming.after), "wait": f"{self._wait:g}"}
+            asked = {"epoch": self._epoch, "after": str(self._incoming.after), "wait": f"{self._wait:g}", "most": str(pauses.most)}
             try:
                 packet = await self._ask("GET", "/pending", asked, None, self._wait + ANSWER_SECONDS)
             except Failed as error:
@@ -129,7 +128,8 @@ class Poller:
                     self._wait = max(self._wait / 2, SHORTEST_SECONDS)
                 await self._weigh(error, pauses, self._lost_seconds)
                 continue
-            if self._take(packet) or self._now() - began > self._wait / 2:
+            pauses.since = self._now()
+            if self._take(packet) or pauses.since - began > self._wait / 2:
                 pauses.reset()
             else:
                 await pauses.pause()  # another poll ended it, or an old answer came again
@@ -150,18 +150,17 @@ class Poller:
         return bool(new)
 
     async def _post(self) -> None:
-        pauses = _Pauses()
+        pauses = _Pauses("nothing could be sent to", self._heard)
         while self.lost is None:
             await self._more.wait()
             self._more.clear()
+            pauses.since = self._now()
             while self._outgoing.size and self.lost is None:
-                first, pieces = self._outgoing.next(self._most)
+                first, pieces = self._outgoing.next(pauses.most)
                 body = Packet(self._epoch, self._incoming.after, first, pieces).pack()
                 try:
                     packet = await self._ask("POST", "/respond", {}, body, ANSWER_SECONDS)
                 except Failed as error:
-                    if error.status == TOO_LARGE:
-                        self._most = max(self._most // 2, PIECE_BYTES)
                     await self._weigh(error, pauses, self._lost_seconds)
                     continue
                 if not self._is_ours(packet):
@@ -169,6 +168,7 @@ class Poller:
                 if packet.after < first:
                     self._lose(f"its broker did not take what it was sent: from {first} on after {packet.after}")
                 self._outgoing.taken(packet.after)
+                pauses.since = self._now()
                 pauses.reset()
 
     def _is_ours(self, packet: Packet) -> bool:
@@ -186,14 +186,14 @@ class Poller:
     async def _weigh(self, error: Failed, pauses: _Pauses, seconds: float) -> None:
         """A request failed: pause before the next, or give up."""
         logger.debug("the broker at %s: %s", self._url, error)
-        pauses.failures += 1
+        pauses.failed(error.status)
         if pauses.failures % FAILURES == 0 and (why := await self._why_gone()) is not None:
             self._lose(why)
             return
-        silent = self._now() - self._heard
-        if silent >= seconds:
-            self._lose(f"nothing came from the sandbox's broker for {silent:.0f} s (last: {error})")
-            return
+        for since, what in ((self._heard, "nothing came from"), (pauses.since, pauses.what)):
+            if (silent := self._now() - since) >= seconds:
+                self._lose(f"{what} the sandbox's broker for {silent:.0f} s (last: {error})")
+                return
         await pauses.pause()
 
     async def _why_gone(self) -> str | None:
@@ -217,14 +217,32 @@ class Poller:
 
 
 class _Pauses:
-    """How long to wait before trying again."""
+    """How one direction fares: how long to wait before trying again, and with how much.
 
-    def __init__(self) -> None:
+    Attributes:
+        what: is said of it when it is lost.
+        since: when something got through last, or was there to be sent.
+        failures: in a row.
+        most: bytes in a packet, as far as pieces are smaller. After failures in a row less: a gateway may have a limit and not say so.
+    """
+
+    def __init__(self, what: str, now: float) -> None:
+        self.what = what
+        self.since = now
         self.failures = 0
+        self.most = self._limit = PACKET_BYTES
         self._next = PAUSES[0]
+
+    def failed(self, status: int | None) -> None:
+        self.failures += 1
+        if self.failures > 1 or status == TOO_LARGE:
+            self.most = max(self.most // 2, PIECE_BYTES)
+        if status == TOO_LARGE:
+            self._limit = self.most
 
     def reset(self) -> None:
         self.failures = 0
+        self.most = min(2 * self.most, self._limit)
         self._next = PAUSES[0]
 
     async def pause(self) -> None:
