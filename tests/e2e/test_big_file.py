@@ -59,3 +59,26 @@ async def test_the_demo_reads_millions_of_characters_and_checks_its_answer(tmp_p
     assert sub_calls[1] >= 200
     assert done.out.count("arlm doctor") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.docker
+async def test_the_demo_runs_in_a_container_when_it_is_told_so(engine):
+    where = ("-e", "docker", "--environment-option", f"image={engine.image}", "--environment-option", f"engine={engine.url}")
+    done = await arlm("demo", "--tickets", "400", *where)
+    assert done.code == 0, done.err
+    assert "environment: docker" in done.err
+    assert "Checked: right." in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        pytest.param(("-e", "dock"), "unknown environment 'dock'", id="environment"),
+        pytest.param(("--environment-option", "transport"), "write NAME=VALUE", id="option"),
+    ],
+)
+async def test_the_demo_refuses_a_place_that_there_is_none_of(words, said):
+    done = await arlm("demo", *words)
+    assert done.code == 2
+    assert said in done.err
+    assert done.out == ""

@@ -10,7 +10,7 @@ import typer
 from .. import __version__
 from ..errors import ConfigError
 from . import exits
-from .flags import FLAGS, SPELLINGS, parameters, providers_like, read_flags
+from .flags import FLAGS, SPELLINGS, parameters, parameters_of, providers_like, read_flags
 
 EXIT_CODES = "\n\n".join(["Exit codes:", *(f"{code.value}: {meaning}" for code, meaning in exits.MEANINGS.items())])
 JSON_KEYS = ", ".join(("answer", "stop_reason", "usage", "cost_usd", "duration_s", "iterations", "run_id", "children"))
@@ -81,46 +81,49 @@ def _run(prompt: str, files: list[str] | None, *, as_bytes: bool, as_json: bool,
     return 0
 
 
-def _signature() -> inspect.Signature:
-    """Positional words, this command's own flags, then one flag for each option of ``arlm.run``."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
-
-    def own(name: str, kind: Any, default: Any = False) -> inspect.Parameter:
-        return inspect.Parameter(name, keyword, default=default, annotation=kind)
-
-    return inspect.Signature(
-        [
-            own("prompt", Annotated[str, typer.Argument(metavar="PROMPT", help="The question.")], inspect.Parameter.empty),
-            own("files", Annotated[list[str] | None, typer.Argument(metavar="[FILE… | -]", help="What it is about.")], None),
-            own("as_bytes", Annotated[bool, typer.Option("--bytes", help="Give the one FILE, or standard input, as bytes.")]),
-            own("as_json", Annotated[bool, typer.Option("--json", help=f"One JSON object on standard output: {JSON_KEYS}.")]),
-            own("quiet", Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]),
-            own("verbose", Annotated[bool, typer.Option("--verbose", "-v", help="Show the code that runs and what it prints.")]),
-            *parameters(),
-        ]
-    )
+def _own(name: str, kind: Any, default: Any = False) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
-_run.__signature__ = _signature()  # type: ignore[attr-defined]
+SHOWN = (
+    _own("quiet", Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]),
+    _own("verbose", Annotated[bool, typer.Option("--verbose", "-v", help="Show the code that runs and what it prints.")]),
+)
+# Positional words, this command's own flags, then one flag for each option of ``arlm.run``.
+_run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        _own("prompt", Annotated[str, typer.Argument(metavar="PROMPT", help="The question.")], inspect.Parameter.empty),
+        _own("files", Annotated[list[str] | None, typer.Argument(metavar="[FILE… | -]", help="What it is about.")], None),
+        _own("as_bytes", Annotated[bool, typer.Option("--bytes", help="Give the one FILE, or standard input, as bytes.")]),
+        _own("as_json", Annotated[bool, typer.Option("--json", help=f"One JSON object on standard output: {JSON_KEYS}.")]),
+        *SHOWN,
+        *parameters(),
+    ]
+)
 app.command("run", epilog=EXIT_CODES)(_run)
 
 
-@app.command()
-def demo(
-    seed: Annotated[int, typer.Option(help="Another seed makes another input.")] = 7,
-    tickets: Annotated[int, typer.Option(min=400, help="How many support tickets to make.")] = 6_000,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the code that runs and what it prints.")] = False,
-) -> int:
+def _demo(seed: int, tickets: int, *, quiet: bool, verbose: bool, **given: Any) -> int:
     """Watch a run over millions of characters, without a key and without a network. The model is a rule-based stand-in."""
     from .demo import show_demo
     from .display import display_for
 
     display = display_for(quiet=quiet, verbose=verbose)
     try:
-        return show_demo(seed, tickets, display)
+        return show_demo(seed, tickets, display, **read_flags(given))
     except (Exception, exits.Interrupted) as error:
-        return exits.fail(error, usage=display.counts.usage, used=display.counts.used())
+        return exits.fail(error, usage=display.counts.usage, used=display.counts.used(), flags=SPELLINGS)
+
+
+_demo.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        _own("seed", Annotated[int, typer.Option(help="Another seed makes another input.")], 7),
+        _own("tickets", Annotated[int, typer.Option(min=400, help="How many support tickets to make.")], 6_000),
+        *SHOWN,
+        *parameters_of("environment", "environment_options"),
+    ]
+)
+app.command("demo", epilog=EXIT_CODES)(_demo)
 
 
 @app.command(epilog=EXIT_CODES)

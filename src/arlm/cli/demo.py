@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import time
+from typing import Any
 
 from ..clients.demo import DemoLM
 from .display import Display
@@ -20,7 +21,7 @@ How many of these customers ask for their money back?
 Answer with a line `product: count` for each product, and a last line `total: count`."""
 PREFACE = """\
 arlm demo: no key, no network. The model is a small rule-based stand-in, not a language model,
-and knows this one kind of input. The rest is real: the input, the process that runs the code,
+and knows this one kind of input. The rest is real: the input, the place where the code runs,
 hundreds of sub-calls at once, the counting, the limits, the clean-up.
 """
 NEXT = """\
@@ -32,14 +33,20 @@ What next, with a language model and an input of yours:
 """
 
 
-def show_demo(seed: int, number: int, display: Display) -> int:
-    """Make tickets, ask about them, check the answer, say what happened. Returns the exit code: 1 for a wrong answer."""
+def show_demo(seed: int, number: int, display: Display, **place: Any) -> int:
+    """Make tickets, ask about them, check the answer, say what happened. Returns the exit code: 1 for a wrong answer.
+
+    Args:
+        seed, number: of the tickets.
+        display: shows the run.
+        place: options of ``arlm.run`` that say where the code runs.
+    """
     tickets = generate(number, seed)
     say(PREFACE)
     say(f"{number:,} support tickets, {len(tickets.text):,} characters (seed {seed}).\n{QUESTION}\n")
     began = time.monotonic()
     model = DemoLM()
-    result = run_shown(QUESTION, {"context": tickets.text, "model": model}, display)
+    result = run_shown(QUESTION, {"context": tickets.text, "model": model, **place}, display)
     took = time.monotonic() - began
     right = read_answer(result.answer) == tickets.truth
     say("")

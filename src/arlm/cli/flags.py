@@ -185,8 +185,13 @@ FLAGS = (
 SPELLINGS: Mapping[str, str] = {flag.option: flag.spellings[0] for flag in FLAGS}
 
 
+def parameters_of(*options: str) -> Iterator[inspect.Parameter]:
+    """The flags of some options as parameters of a command."""
+    return (flag.parameter() for flag in FLAGS if flag.option in options)
+
+
 def parameters() -> Iterator[inspect.Parameter]:
-    """The flags as parameters of the command, and the file form of ``--system-prompt``."""
+    """All flags as parameters of the command, and the file form of ``--system-prompt``."""
     file = typer.Option("--system-prompt-file", help="The same from a file.", metavar="FILE", rich_help_panel=WORDS)
     kind = Annotated[Path | None, file]
     for flag in FLAGS:
