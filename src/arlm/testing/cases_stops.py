@@ -191,7 +191,7 @@ async def computing_beside_a_call_that_hangs_is_stopped_and_the_call_cancelled(b
     result = await bench.cell("import threading\nthreading.Thread(target=llm_query, args=['hang'], daemon=True).start()\nwhile True: pass")
     assert result.stopped == "timeout"
     await bench.script.until(lambda: bench.script.cancelled == ["hang"])
-    assert (await bench.out("llm_query('goes on')")).endswith("'goes on'\n")  # the thread's error may stand before it
+    assert "'goes on'\n" in await bench.out("llm_query('goes on')")  # the thread's error may stand before it, or after
 
 
 @case()
