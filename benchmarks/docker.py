@@ -1,4 +1,4 @@
-"""Containers beside processes: start, a call, 100 MB of context, 20 at once. Needs a Docker engine.
+"""Containers beside processes: start, a call, 100 MB and 1 GB of context, 20 at once. Needs a Docker engine.
 
 The image is $ARLM_BENCH_IMAGE, else the one that DockerREPL takes by itself. A case that the engine cannot run (gVisor) says so and ends.
 """
@@ -25,7 +25,8 @@ OPENED = 5
 AT_ONCE = 20
 CALLS = 300
 BATCH = 1_000
-CONTEXT_BYTES = 100_000_000
+CONTEXTS = {"100_mb_s": 100_000_000, "1_gb_s": 1_000_000_000}
+LINE = b"line of text\n"
 AT_ONCE_REPLY = '```repl\nanswer["content"] = context; answer["ready"] = True\n```'
 
 Make = Callable[[], Environment]
@@ -47,7 +48,7 @@ async def measure(make: Make) -> Figures:
         "close_ms": closed * 1000,
         "call_us": call * 1e6,
         "batch_item_us": batch * 1e6,
-        "100_mb_s": await _context(make),
+        **{name: await _context(make, size) for name, size in CONTEXTS.items()},
         "20_at_once_s": await _at_once(make),
     }
 
@@ -71,16 +72,19 @@ async def _calls(make: Make) -> tuple[float, float]:
     return one, batch
 
 
-async def _context(make: Make) -> float:
-    """Seconds from a file of 100 MB to a cell that has read it to its end."""
+async def _context(make: Make, size: int) -> float:
+    """Seconds from a file to a cell that has read it to its end."""
+    lines = size // len(LINE)
     with tempfile.TemporaryDirectory(prefix="arlm-") as folder:
         path = Path(folder) / "context.txt"
-        path.write_bytes(b"line of text\n" * (CONTEXT_BYTES // 13))
+        with path.open("wb") as file:
+            for start in range(0, lines, 1_000_000):
+                file.write(LINE * min(1_000_000, lines - start))
         async with open_bench(Subject(name="measured", environment=make)) as bench:
             await bench.out("1")
             began = time.perf_counter()
             await bench.context(path)
-            assert int(await bench.out("context.count('text')")) == CONTEXT_BYTES // 13
+            assert int(await bench.out("context.count('text')")) == lines
             return time.perf_counter() - began
 
 
@@ -127,7 +131,7 @@ BENCHMARK = Benchmark(
     sampled=False,
     notes=[
         "*first cell*: from nothing to the end of the first cell; *call*: one `llm_query` that the host answers at once; "
-        "*batch item*: one of 1,000 in a batch; *100 MB*: from a file to a cell that has read it; "
+        "*batch item*: one of 1,000 in a batch; *100 mb*, *1 gb*: from a file to a cell that has read it; "
         "*20 at once*: whole runs, each with a place of its own."
     ],
 )

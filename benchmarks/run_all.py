@@ -1,6 +1,7 @@
-"""Run every benchmark, keep the figures in results.json, and write the tables of README.md anew.
+"""Run the benchmarks, keep the figures in results.json, and write the tables of README.md anew.
 
-``run_all.py [NAME…]`` runs those named and keeps the others' figures; ``--tables`` only writes the tables. Stdout gets nothing.
+``run_all.py [NAME…]`` runs those named and keeps the others' figures; without names it runs those that need nothing more than arlm;
+``--tables`` only writes the tables. Stdout gets nothing.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 README = HERE / "README.md"
 BENCHMARKS = ("imports", "start", "fanout", "sequential", "contexts", "bombs", "providers")  # faults.py passes or fails; it has no table
+NAMED = ("transports", "gateway", "docker")  # run when they are named: they take Flask by pip, minutes, an engine
 BEGIN, END = "<!-- results: written by run_all.py -->", "<!-- end of results -->"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run every benchmark and write its table into README.md.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS + NAMED)}")
     parser.add_argument("--rounds", type=int, help="fresh processes for each case, instead of each benchmark's own number")
     parser.add_argument("--tables", action="store_true", help="run nothing, write the tables from results.json")
     options = parser.parse_args()
-    if unknown := set(options.names) - set(BENCHMARKS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there is: {', '.join(BENCHMARKS)}")
+    if unknown := set(options.names) - {*BENCHMARKS, *NAMED}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there is: {', '.join(BENCHMARKS + NAMED)}")
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     for name in [] if options.tables else options.names or BENCHMARKS:
         results[name] = {"machine": machine(), **measured(name, options.rounds)}
@@ -49,7 +51,7 @@ def write_tables(results: dict[str, Any]) -> None:
     """Put the tables between the markers of README.md."""
     before, _, rest = README.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    parts = [section(name, results[name]) for name in BENCHMARKS if name in results]
+    parts = [section(name, results[name]) for name in (*BENCHMARKS, *NAMED) if name in results]
     README.write_text("\n\n".join([before + BEGIN, *parts, END + after]), "utf-8")
 
 
