@@ -21,7 +21,7 @@ from measure import MIB, Benchmark, Figures, memory_mib, peak_mib, reset_peak, s
 
 import arlm
 from arlm.context import FOLDER, write_context
-from arlm.environments.repl import Loaded
+from arlm.environments.base import Loaded
 from arlm.events import AnyEvent, CellEnded
 from arlm.types import Message
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from . import functions
 from .context import FOLDER, ContextFile, describe_short, write_context
-from .environments.base import Environment, Place
-from .environments.repl import REPL, Loaded
+from .environments.base import Environment, Loaded, Place
+from .environments.repl import REPL
 from .errors import ConfigError
 from .guest.wire import dumps
 from .lifetimes import CLEANUP_SECONDS, finish

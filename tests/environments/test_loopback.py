@@ -24,10 +24,10 @@ import pytest
 import arlm
 from arlm.context import write_context
 from arlm.environments import brokered, forkserver, repl
-from arlm.environments.base import Environment
+from arlm.environments.base import Environment, Loaded
 from arlm.environments.brokered import Room, Sandbox
 from arlm.environments.forkserver import Control
-from arlm.environments.repl import GRACE_SECONDS, Loaded
+from arlm.environments.repl import GRACE_SECONDS
 from arlm.environments.sandbox import Reach
 from arlm.errors import SandboxError
 from arlm.lifetimes import finish

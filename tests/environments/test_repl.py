@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from arlm.environments import base, forkserver, process, repl
 from arlm.environments.base import Exit
 from arlm.environments.process import ProcessREPL, link_or_copy
+from arlm.environments.report import OUTPUT_CHARS, Streamed, read_report
 from arlm.errors import ConfigError, SandboxError
 from arlm.server.peer import CallError
 from arlm.testing.conformance import Bench, Subject, alive_here, open_bench
@@ -234,29 +236,32 @@ async def test_a_context_larger_than_the_memory_limit_is_a_sandbox_error(subject
             await bench.repl.start()
 
 
-async def test_a_report_that_lies_is_read_with_care(bench: Bench) -> None:
-    await bench.repl.start()
-    for lie in (None, [], "text", {}, {"output": 5, "error": [], "variables": "x", "notes": {}, "output_chars": "many", "ready": "yes"}):
-        result = bench.repl._result(lie, None, 0.0)
-        assert (result.output, result.error, result.answer_ready) == ("", None, False)
-    lie = {"output": "x" * 10**6, "error": "e" * 10**6, "variables": {"v" * 10**5: 5}, "notes": ["n" * 10**6] * 1000}
-    result = bench.repl._result(lie, None, 0.0)
+@pytest.mark.parametrize(
+    "lie",
+    [None, [], "text", {}, {"output": 5, "error": [], "variables": "x", "notes": {}, "output_chars": "many", "ready": "yes"}],
+    ids=repr,
+)
+def test_a_report_of_wrong_shapes_is_an_empty_one(lie: Any) -> None:
+    result = read_report(lie, {"known": "int"})
+    assert (result.output, result.error, result.answer_ready, result.variables) == ("", None, False, {"known": "int"})
+
+
+def test_a_report_that_is_too_long_is_cut() -> None:
+    lie = {"output": "x" * 10**6, "error": "e" * 10**6, "variables": {"v" * 10**5: "t" * 10**5}, "notes": ["n" * 10**6] * 1000}
+    result = read_report(lie, {})
     assert len(result.output) < 50_000
-    assert len(result.error) <= 1000
-    assert all(len(name) <= 200 for name in result.variables)
+    assert len(result.error or "") == 1000
+    assert result.variables == {"v" * 200: "t" * 200}
 
 
-async def test_output_notes_that_lie_do_not_grow_the_host(bench: Bench) -> None:
-    await bench.repl.start()
-    before = len(bench.streamed)
-    for _ in range(1000):
-        bench.repl._on_note({"note": "output", "text": ""})
-        bench.repl._on_note({"note": "output", "text": 5})
-        bench.repl._on_note({"note": "something else", "text": "x"})
-    assert len(bench.streamed) == before
-    for _ in range(100):
-        bench.repl._on_note({"note": "output", "text": "x" * 10_000})
-    assert sum(map(len, bench.streamed)) <= 2 * repl.OUTPUT_CHARS
+def test_output_notes_that_lie_do_not_grow_the_host() -> None:
+    streamed = Streamed()
+    for lie in ("", 5, None):
+        assert streamed.take({"note": "output", "text": lie}) == ""
+    assert streamed.take({"note": "something else", "text": "x"}) == ""
+    taken = [streamed.take({"note": "output", "text": "x" * 10_000}) for _ in range(100)]
+    assert sum(map(len, taken)) == len(str(streamed)) == OUTPUT_CHARS
+    assert Streamed().take({"note": "output", "text": "x" * 10**6}) == "x" * OUTPUT_CHARS
 
 
 async def test_the_scratch_folder_of_a_worker_is_gone_with_the_place(subject: Subject) -> None:

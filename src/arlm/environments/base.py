@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from ..context import ContextFile
 from ..lifetimes import CLEANUP_SECONDS
 from ..server.handler import LMHandler, Ticket
+from ..types import JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,23 @@ class Exit:
                 return f"it was ended by signal {-status}"
             case status:
                 return f"it exited with status {status}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A context in place: ``name`` and ``aliases`` in the namespace, read from ``path`` as the worker sees it; or ``value``."""
+
+    name: str
+    aliases: tuple[str, ...]
+    path: str = ""
+    kind: str = "text"
+    value: str | None = None
+
+    def args(self) -> dict[str, JSON]:
+        """As the worker's ``load`` takes it."""
+        if self.value is not None:
+            return {"name": self.name, "aliases": list(self.aliases), "value": self.value}
+        return {"name": self.name, "aliases": list(self.aliases), "path": self.path, "kind": self.kind}
 
 
 class Worker(ABC):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import anyio
@@ -16,36 +16,17 @@ from ..guest.link import LOST_CONNECTION
 from ..server.handler import LMHandler, Ticket
 from ..server.peer import Answer, CallError, Peer, PeerLost
 from ..types import JSON, CellResult
-from .base import Exit, Place, Worker
+from .base import Exit, Loaded, Place, Worker
 from .clock import CellClock, Stop
+from .report import ERROR_CHARS, OUTPUT_CHARS, Streamed, read_report
 
 START_SECONDS = 60.0  # from the order to a worker's hello
 GRACE_SECONDS = 1.0  # from the first interrupt to the kill: enough for `finally` blocks, short enough for a loop that ignores it
 INTERRUPT_SECONDS = 0.1  # interrupts are repeated: one may hit where Python cannot raise (a destructor, a C call)
 LIMIT_SECONDS = 2.0  # after a limit of the run refused a call, the cell has this long to end by itself
 EXIT_SECONDS = 5.0  # a worker whose connection ended is dead within milliseconds; its death notice is awaited this long
-OUTPUT_CHARS = 20_000  # of one cell's output that the model sees
 LOAD_SECONDS = 120.0  # a context of a gigabyte takes two seconds as text and ten as JSON
 IDLE_SECONDS = 10.0  # for a worker between two questions, which has nothing to do, to take the next one
-ERROR_CHARS = 1_000  # of an error that a cell reports
-MAX_NOTES = 20  # remarks of a cell that are passed on
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A context in place: ``name`` and ``aliases`` in the namespace, read from ``path`` as the worker sees it; or ``value``."""
-
-    name: str
-    aliases: tuple[str, ...]
-    path: str = ""
-    kind: str = "text"
-    value: str | None = None
-
-    def args(self) -> dict[str, JSON]:
-        """As the worker's ``load`` takes it."""
-        if self.value is not None:
-            return {"name": self.name, "aliases": list(self.aliases), "value": self.value}
-        return {"name": self.name, "aliases": list(self.aliases), "path": self.path, "kind": self.kind}
 
 
 class REPL:
@@ -87,8 +68,7 @@ class REPL:
         self._ticket: Ticket | None = None
         self._doors: list[Peer] = []  # further connections that ask in this REPL's name
         self._clock: CellClock | None = None
-        self._streamed: list[str] = []
-        self._streamed_chars = 0
+        self._streamed = Streamed()
         self.variables: dict[str, str] = {}
         self._starting = asyncio.Lock()
         self._running: asyncio.Future[JSON] | None = None
@@ -305,7 +285,7 @@ class REPL:
         # close() may take self._peer and self._worker away while the cell runs.
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._streamed, self._streamed_chars = [], 0
+        self._streamed = Streamed()
         clock = self._clock = CellClock(self._cell_timeout)
         stopped: Stop | None = None
         try:
@@ -329,7 +309,9 @@ class REPL:
             clock.stop()
             self._clock = None
         self._settled(peer, request)
-        return self._result(report, stopped, loop.time() - began)
+        result = read_report(report, self.variables)
+        self.variables = dict(result.variables)
+        return replace(result, stopped=stopped, duration_s=loop.time() - began)
 
     def _settled(self, peer: Peer, request: asyncio.Future[JSON]) -> None:
         self._running = None
@@ -380,33 +362,9 @@ class REPL:
                 peer.lose("the worker was killed")
 
     def _on_note(self, message: dict[str, Any]) -> None:
-        text = message.get("text")
-        if message["note"] == "output" and isinstance(text, str) and text and self._streamed_chars < OUTPUT_CHARS:
-            self._streamed.append(text[:OUTPUT_CHARS])
-            self._streamed_chars += len(text)
-            if self._show is not None:
-                self._show(text[:OUTPUT_CHARS])
-
-    def _result(self, reply: JSON, stopped: Stop | None, duration: float) -> CellResult:
-        """A cell's report as sent by code that may lie: every field is checked."""
-        report = reply if isinstance(reply, dict) else {}
-        output, chars, error = report.get("output"), report.get("output_chars"), report.get("error")
-        variables, notes = report.get("variables"), report.get("notes")
-        if isinstance(variables, dict):
-            self.variables = {str(name)[:200]: str(kind)[:200] for name, kind in list(variables.items())[:200]}
-        text = output[: OUTPUT_CHARS + 200] if isinstance(output, str) else ""
-        if isinstance(notes, list):
-            text += "".join(f"\n[{note[:500]}]" for note in notes[:MAX_NOTES] if isinstance(note, str))
-        return CellResult(
-            output=text,
-            output_chars=chars if isinstance(chars, int) else len(text),
-            error=error[:ERROR_CHARS] if isinstance(error, str) else None,
-            stopped=stopped,
-            answer_ready=report.get("ready") is True,
-            answer=report.get("content"),
-            variables=dict(self.variables),
-            duration_s=duration,
-        )
+        piece = self._streamed.take(message)
+        if piece and self._show is not None:
+            self._show(piece)
 
     async def _lost(self, error: PeerLost, stopped: Stop | None, duration: float, peer: Peer, worker: Worker) -> CellResult:
         """The worker ended in the cell."""
@@ -419,7 +377,7 @@ class REPL:
         if self._peer is peer:
             self._peer = None
         lost, self.variables = tuple(self.variables), {}
-        output = "".join(self._streamed)[:OUTPUT_CHARS] + how.output[:OUTPUT_CHARS]
+        output = f"{self._streamed}{how.output[:OUTPUT_CHARS]}"
         if stopped is None:
             reason = f"the REPL ended in this cell: {why}"
         else:

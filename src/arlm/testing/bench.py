@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ..context import FOLDER, write_context
-from ..environments.repl import REPL, Loaded
+from ..environments.base import Loaded
+from ..environments.repl import REPL
 from ..lifetimes import finish
 from ..scratch import open_scratch
 from ..server.handler import LMHandler
