@@ -49,12 +49,18 @@ async def test_doctor_and_models_tell_the_same_of_every_provider():
     assert all(facts.items() <= listed[name].items() for name, facts in findings.items())
 
 
-def test_an_sdk_that_is_not_installed_is_no_fault(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "installed_version", lambda part: None if part == "portkey-ai" else "1.0")
+@pytest.mark.parametrize(
+    ("package", "extra"), [("portkey-ai", "portkey"), ("aiodocker", "docker"), ("starlette", "broker"), ("uvicorn", "broker")]
+)
+def test_a_package_of_an_extra_that_is_not_installed_is_no_fault(package, extra, monkeypatch):
+    monkeypatch.setattr(doctor, "installed_version", lambda part: None if part == package else "1.0")
     found = {finding.name: finding for finding in doctor.parts()}
     assert (found["anthropic"].status, found["openai"].status) == ("ok", "ok")
-    assert found["portkey-ai"].status == "missing"
-    assert "pip install 'arlm[portkey]'" in found["portkey-ai"].text
+    assert found[package].status == "missing"
+    assert f"pip install 'arlm[{extra}]'" in found[package].text
+
+
+def test_a_package_that_arlm_cannot_do_without_is_a_fault(monkeypatch):
     monkeypatch.setattr(doctor, "installed_version", lambda _part: None)
     assert next(iter(doctor.parts())).status == "failed"
 

@@ -27,7 +27,9 @@ from .signals import signals
 MARKS: dict[Status, str] = {"ok": "ok", "missing": "--", "failed": "!!", "info": "  "}
 PARTS = ("openai", "aiohttp", "anyio", "pydantic", "rich", "typer", "genai-prices", "tenacity")
 SDKS = {row.package: (row.name, install_command(row)) for row in ROWS.values() if row.extra}
-NEEDED = {**SDKS, "aiodocker": ("docker", "pip install 'arlm[docker]'")}  # by one provider or environment: its name, what installs it
+BROKER = ("a sandbox that only HTTP reaches", "pip install 'arlm[broker]'")
+# By one provider or environment: its name, what installs it.
+NEEDED = {**SDKS, "aiodocker": ("docker", "pip install 'arlm[docker]'"), "starlette": BROKER, "uvicorn": BROKER}
 
 
 def examine(*, as_json: bool) -> int:
