@@ -132,18 +132,23 @@ def archive(files: Mapping[str, str]) -> bytes:
 
 
 @contextmanager
-def image_with(on: Engine, files: Mapping[str, str], *, base: str | None) -> Iterator[str]:
-    """The tag of an image in which these programs stand, over those of another, or alone; it is removed afterwards."""
+def image_with(on: Engine, files: Mapping[str, str], *, base: str | None, changes: str = "") -> Iterator[str]:
+    """The tag of an image in which these programs stand, over those of another, or alone; it is removed afterwards.
+
+    Args:
+        changes: lines of a Dockerfile that set what the image wants, over that of the other.
+    """
     tag = f"arlm-test-{secrets.token_hex(4)}:1"
     repository, _, version = tag.partition(":")
     with asking(on.url) as asked:
         if base is None:
             asked.post("/images/create", params={"fromSrc": "-", "repo": repository, "tag": version}, content=archive(files))
         else:
+            wanted = {"repo": repository, "tag": version} | ({"changes": changes} if changes else {})
             made = asked.post("/containers/create", json={"Image": base, "Cmd": ["true"]}).json()["Id"]
             try:
                 asked.put(f"/containers/{made}/archive", params={"path": "/"}, content=archive(files))
-                asked.post("/commit", params={"container": made, "repo": repository, "tag": version})
+                asked.post("/commit", params={"container": made, **wanted})
             finally:
                 asked.delete(f"/containers/{made}")
         try:

@@ -12,7 +12,7 @@ import pytest
 
 from arlm.testing.bench import open_bench
 from docker_engine import Engine
-from docker_places import containers, left_on, road, subject
+from docker_places import containers, image_with, left_on, road, subject
 
 pytestmark = pytest.mark.docker
 
@@ -103,3 +103,13 @@ async def test_network_true_is_the_default_of_the_engine(engine: Engine) -> None
         assert await bench.out("import socket\nsocket.socket().close()") == ""
         (container,) = containers(engine.url)
     assert container["HostConfig"]["NetworkMode"] == "default"
+
+
+@pytest.mark.parametrize("transport", ["unix", "elsewhere"])
+async def test_an_image_may_want_volumes_where_others_have_their_folders(transport: str, engine: Engine, folders: dict[str, Path]) -> None:
+    wanted = "VOLUME /work/ /tmp/ /data/ /arlm/contexts /arlm/socket"
+    with image_with(engine, {}, base=engine.image, changes=wanted) as image, road(transport, engine) as options:
+        async with open_bench(subject(engine, image=image, mounts=[f"{folders['read']}:/data"], **options)) as bench:
+            await bench.context("c" * 100_000)
+            assert await bench.out("len(context), open('x', 'w').write('there'), open('/data/file').read()") == "(100000, 5, 'read')\n"
+            await bench.fails("open('/tmp/x', 'w')", "OSError")

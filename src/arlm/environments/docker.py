@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import posixpath
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -21,7 +20,7 @@ from ..lifetimes import finish
 from ..server.handler import LMHandler
 from ..shortages import told
 from .base import Environment, Place
-from .docker_box import CONTEXTS, INSIDE, SOCKETS, file_archive
+from .docker_box import CONTEXTS, SOCKETS, file_archive, is_own, normal
 from .docker_container import WORK, Plan
 from .docker_engine import EngineDown
 from .docker_leftovers import sweep, sweeping
@@ -264,8 +263,8 @@ def _mounts(given: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
         parts = str(text).split(":")
         if len(parts) not in (2, 3) or not all(part.startswith("/") for part in parts[:2]) or parts[2:] not in ([], ["ro"], ["rw"]):
             raise _wrong("mounts", "a list of 'SOURCE:TARGET' or 'SOURCE:TARGET:rw' with absolute paths", text)
-        target = posixpath.normpath("/" + parts[1].lstrip("/"))
-        if target in ("/", "/proc", "/sys", "/dev", WORK) or Path(target).is_relative_to(INSIDE):
+        target = normal(parts[1])
+        if target in ("/", "/proc", "/sys", "/dev", WORK) or is_own(target):
             raise ConfigError(f"environment_options: mounts: {parts[1]} is needed for the container itself; mount it elsewhere")
         found.append((parts[0], target, parts[2:] == ["rw"]))
     return tuple(found)

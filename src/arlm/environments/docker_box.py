@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import shutil
 import stat
 import tarfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import anyio.to_thread
@@ -91,6 +92,16 @@ class Box:
     def remove(self, name: str) -> None:
         """Take a context away."""
         (self.folder / "c" / name).unlink(missing_ok=True)
+
+
+def normal(path: str) -> str:
+    """An absolute path of a container's in the one form that tells it from others."""
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def is_own(path: str) -> bool:
+    """Whether a path in this form is where arlm puts what is its own."""
+    return PurePosixPath(path).is_relative_to(INSIDE)
 
 
 def _may_read(status: os.stat_result, user: tuple[int, int]) -> bool:

@@ -16,7 +16,7 @@ from ..errors import SandboxError
 from ..guest.confine import MAX_PROCESSES
 from ..lifetimes import finish
 from .base import Exit
-from .docker_box import CONTEXTS, GUEST, INSIDE, Box, guest_archive
+from .docker_box import CONTEXTS, GUEST, INSIDE, Box, guest_archive, is_own, normal
 from .docker_engine import Engine, EngineDown, NameTaken, NoSuchImage, NotStarted, let_go
 from .docker_input import InputWriter
 from .docker_pull import pull
@@ -79,6 +79,8 @@ class Plan:
         """
         user, group = self.user
         memory = self.memory_on(engine)
+        given = {WORK, *(target for _, target, _ in self.mounts)}
+        empty = [it for it in map(normal, ("/tmp", *volumes)) if it not in given and not is_own(it)]  # noqa: S108 - the container's own
         labels = {LABEL: owner(), "arlm.run": run, "arlm.version": __version__}
         network = {False: "none", True: "default"}.get(self.network, self.network) if isinstance(self.network, bool) else self.network
         return {
@@ -107,7 +109,7 @@ class Plan:
                 "Tmpfs": {
                     WORK: f"rw,exec,nosuid,nodev,size={self.disk},mode=0700,uid={user},gid={group}",
                     # What would else be written to without a limit: volumes that the image wants, and the folder that gVisor mounts itself.
-                    **{target: EMPTY for target in ("/tmp", *volumes) if target not in {mount[1] for mount in self.mounts}},  # noqa: S108
+                    **dict.fromkeys(empty, EMPTY),
                 },
                 "Mounts": [*box.mounts(labels), *(_bind(*mount) for mount in self.mounts)],
                 "LogConfig": {"Type": "none"},  # what it says is frames, and goes to the host alone
