@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
@@ -144,6 +145,8 @@ def run_of(environment: DockerREPL) -> Callable[[], Awaitable[object]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("transport", "times", "every"), [("unix", 1, 3), ("unix", 2, 2), ("elsewhere", 1, 4)])
 async def test_cancelled_at_any_step_nothing_is_left(transport: str, times: int, every: int, engine: Engine) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
     with road(transport, engine) as options:
         work = run_of(docker(engine, **options))
         await work()  # with it, what belongs to the loop or the process is there
@@ -157,6 +160,8 @@ async def test_cancelled_at_any_step_nothing_is_left(transport: str, times: int,
         assert {type(end) for end in ends} <= {asyncio.CancelledError, type(None)}, ends
         assert sum(end is not None for end in ends) > len(ends) // 2
         await work()
+    gc.collect()  # of what failed without anybody having been told, asyncio says so when it is gone
+    assert complaints == []
 
 
 # -- at the terminal ---------------------------------------------------------------------------------------------------

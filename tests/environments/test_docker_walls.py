@@ -1,6 +1,7 @@
 """What a container is made of, as the engine and the kernel say; who reaches its socket; and what exhausts it."""
 
 import asyncio
+import gc
 import json
 import os
 import stat
@@ -380,15 +381,36 @@ class Unheard:
         return 0
 
 
-@pytest.mark.parametrize("lie", ["a text", [1], {"seconds": None}])
-async def test_a_supervisor_that_lies_of_cpu_time_is_not_believed(lie: object) -> None:
+async def greeted() -> tuple[Control, asyncio.Protocol]:
     control = Control()
     protocol = control.protocol(lambda: None)
     greeting = asyncio.ensure_future(control.greet(Unheard()))
     await asyncio.sleep(0)
     protocol.data_received(b"".join(wire.encode({"hello": wire.VERSION})))
     await greeting
+    return control, protocol
+
+
+@pytest.mark.parametrize("lie", ["a text", [1], {"seconds": None}])
+async def test_a_supervisor_that_lies_of_cpu_time_is_not_believed(lie: object) -> None:
+    control, protocol = await greeted()
     asking = asyncio.ensure_future(control.worker().cpu_seconds())
     await asyncio.sleep(0)
     protocol.data_received(b"".join(wire.encode({"id": 1, "ok": lie})))
     assert await asking == 0.0
+
+
+async def test_nobody_is_told_of_a_nursery_that_fails_after_whoever_waited_was_cancelled() -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+    control = (await greeted())[0]
+    waiting = asyncio.ensure_future(control.nurse())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert control._nursing is not None
+    control.lost("its container was removed")
+    await asyncio.wait({control._nursing})
+    del control, waiting
+    gc.collect()
+    assert complaints == []

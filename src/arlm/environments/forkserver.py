@@ -253,6 +253,7 @@ class Control:
         """
         if self._nursing is None:
             self._nursing = asyncio.ensure_future(self._nurse())
+            self._nursing.add_done_callback(lambda it: it.cancelled() or it.exception())  # read: whoever waits may be cancelled
         await asyncio.shield(self._nursing)
         if self._nursery is not None and self._nursery.exited.done():
             self.lost("the process that workers are forked from has ended")
