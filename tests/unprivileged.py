@@ -129,7 +129,8 @@ def copy_of_python(folder: Path) -> tuple[Path, dict[str, str]]:
         link_or_copy(os.path.realpath(shared), folder / "lib" / shared.name)
     site = folder / "site"
     tree(Path(arlm.__file__).parent, site / "arlm")
-    for distribution in needed("arlm", set()):
+    seen: set[str] = set()
+    for distribution in (*needed("arlm", seen), *needed("aiodocker", seen)):  # with the one extra that tests have somebody use
         for file in distribution.files or ():
             source = Path(str(file.locate()))
             if ".." not in file.parts and file.suffix != ".pth" and source.is_file() and not (site / file).exists():

@@ -131,9 +131,9 @@ async def test_killed_while_a_sub_call_is_pending_the_call_is_cancelled(engine: 
 
 
 def cut_connections() -> None:
-    """Those that ``over_tcp`` passes on."""
+    """Those that the proxy passes on."""
     for each in asyncio.all_tasks():
-        if getattr(each.get_coro(), "__qualname__", "").endswith("over_tcp.<locals>.serve"):
+        if getattr(each.get_coro(), "__qualname__", "").endswith("_passing_on.<locals>.serve"):
             each.cancel()
 
 

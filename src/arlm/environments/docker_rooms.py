@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ async def open_room(plan: Plan, engine_url: str | None, transport: Literal["unix
             folder = scratch.path / "docker"
         else:
             await anyio.to_thread.run_sync(folder.mkdir)
-        shared, by_socket = what_is_shared(engine, plan.runtime, transport)
+        shared, by_socket = what_is_shared(engine, plan.runtime, transport, plan.user[0])
         box = Box(folder=folder, user=plan.user, shared=shared)
         await anyio.to_thread.run_sync(box.prepare)
         try:
@@ -104,14 +105,26 @@ async def _leave(engine: Engine, scratch: Scratch | None) -> None:
         await engine.close()
 
 
-def what_is_shared(engine: Engine, runtime: str | None, transport: Literal["unix", "stdio"] | None) -> tuple[bool, bool]:
-    """Whether a container can mount this machine's files, and connect to its sockets. Raises SandboxError for ``"unix"`` where not."""
+def what_is_shared(
+    engine: Engine, runtime: str | None, transport: Literal["unix", "stdio"] | None, uid: int | None = None
+) -> tuple[bool, bool]:
+    """Whether a container can mount this machine's files, and connect to its sockets. Raises SandboxError for ``"unix"`` where not.
+
+    Args:
+        uid: the user of its processes; root alone can let another one than itself reach what is private. None: one who can.
+    """
     runtime = engine.runtime_of(runtime)
     on_this_kernel = runtime in RUNTIMES or runtime.startswith("io.containerd.runc")
-    files = engine.is_here and not engine.maps_users and (on_this_kernel or any(part in runtime for part in SEES_FILES))
+    reaches = uid is None or os.geteuid() in (0, uid)
+    files = engine.is_here and not engine.maps_users and reaches and (on_this_kernel or any(part in runtime for part in SEES_FILES))
     sockets = files and on_this_kernel
     if transport == "unix" and not sockets:
-        why = f"the runtime {runtime} has a kernel of its own" if files else "the Docker engine is not on this machine, or maps users"
+        if files:
+            why = f"the runtime {runtime} has a kernel of its own"
+        elif reaches:
+            why = "the Docker engine is not on this machine, or maps users"
+        else:
+            why = f"only root can let user {uid} of the container (option `user`) reach a socket of user {os.geteuid()}"
         raise SandboxError(f"transport='unix' cannot be had: {why}; leave it out, or use 'stdio'")
     return files, sockets and transport != "stdio"
 
