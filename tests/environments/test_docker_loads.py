@@ -19,6 +19,7 @@ from arlm.testing.bench import open_bench
 from arlm.testing.scripted import ScriptedLM
 from docker_engine import Engine
 from docker_places import cell, containers, docker, final, labels, left_on, road, said_to, subject
+from docker_proxy import over_socket
 from programs import ProgramLM, run
 
 pytestmark = pytest.mark.docker
@@ -119,6 +120,24 @@ async def test_fifty_megabytes_of_context_are_read_whole(as_path: bool, transpor
         result = await arlm.run("q", context=file if as_path else text, model=ScriptedLM([code]), environment=environment)
     assert result.answer == str((len(text), __import__("hashlib").sha256(text.encode()).hexdigest()))
     assert file.stat().st_size == len(text.encode())
+
+
+@pytest.mark.parametrize("transport", ["unix", "stdio"])
+async def test_a_context_on_this_machine_is_neither_copied_nor_sent_to_the_engine(transport: str, engine: Engine, tmp_path: Path) -> None:
+    file = tmp_path / "context"
+    file.write_bytes(bytes(50 * MIB))
+    names = []
+
+    def look(_messages: list[arlm.Message]) -> str:
+        names.append(file.stat().st_nlink)
+        return final("str(len(context))")
+
+    async with over_socket(engine.url, tmp_path / "s") as way:
+        environment = docker(engine, engine=way.url, transport=transport)
+        result = await arlm.run("q", context=file, model=ScriptedLM([look]), environment=environment)
+    assert result.answer == str(50 * MIB)
+    assert names == [2]
+    assert 0 < way.sent < MIB / 10
 
 
 async def test_twenty_places_at_once_answer_each_its_own(engine: Engine) -> None:
