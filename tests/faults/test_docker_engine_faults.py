@@ -6,18 +6,21 @@ import asyncio
 import logging
 import os
 import signal
-from typing import Any
+import time
+from collections.abc import AsyncIterator
+from typing import Any, BinaryIO
 
 import anyio
 import pytest
 
 import arlm
 from arlm.environments import docker as docker_environment
-from arlm.environments import docker_container, docker_engine
+from arlm.environments import docker_box, docker_container, docker_engine
 from arlm.testing.bench import open_bench
 from arlm.testing.scripted import ScriptedLM
-from docker_engine import PrivateEngine
+from docker_engine import Engine, PrivateEngine
 from docker_places import cell, containers, docker, final, left_on, said_to, subject
+from docker_proxy import over_tcp
 
 pytestmark = pytest.mark.docker
 
@@ -168,3 +171,36 @@ async def test_an_opening_that_is_not_answered_can_be_cancelled(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_an_upload_that_goes_no_further_ends_with_an_error(private_engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Freezer(private_engine) as freezer:
+        async with over_tcp(private_engine.url) as url, open_bench(subject(private_engine, engine=url)) as bench:
+            assert await bench.out("1") == "1\n"
+            await bench.repl.close()
+            monkeypatch.setattr(docker_engine, "MAKE_SECONDS", 0.5)
+            monkeypatch.setattr(docker_container, "CLOSE_SECONDS", 0.3)
+            monkeypatch.setattr(docker_container, "END_SECONDS", 0.1)  # in which it is learned that the container has not ended
+            freezer.freeze()
+            with anyio.fail_after(PATIENCE_S), pytest.raises(arlm.SandboxError, match=r"files could not be copied .* not answer within"):
+                await bench.context("c" * 50_000_000)
+
+
+async def test_an_upload_may_take_longer_than_the_engine_may_say_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, began = docker_box.file_archive, 0.0
+
+    async def slowly(file: BinaryIO, name: str) -> AsyncIterator[bytes]:
+        nonlocal began
+        began = time.monotonic()
+        async for piece in real(file, name):
+            yield piece
+            await asyncio.sleep(0.5)  # of a slow network
+
+    monkeypatch.setattr(docker_environment, "file_archive", slowly)
+    async with over_tcp(engine.url) as url, open_bench(subject(engine, engine=url)) as bench:
+        await bench.out("1")
+        monkeypatch.setattr(docker_engine, "MAKE_SECONDS", 3.0)
+        await bench.context("c" * 8_000_000)
+        assert time.monotonic() - began > docker_engine.MAKE_SECONDS
+        monkeypatch.undo()
+        assert await bench.out("len(context)") == "8000000\n"

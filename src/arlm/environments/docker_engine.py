@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -126,10 +127,10 @@ class Engine:
         await self.docker.close()
 
     async def upload(self, name: str, folder: str, archive: AsyncIterator[bytes] | bytes) -> None:
-        """Unpack a tar archive in a folder of it. Raises SandboxError."""
-        async with Told(f"files could not be copied to {folder} of the container", seconds=None):
+        """Unpack a tar archive in a folder of it. It may take long as long as it goes on. Raises SandboxError."""
+        async with Told(f"files could not be copied to {folder} of the container", seconds=MAKE_SECONDS) as told:
             container: Any = self.docker.containers.container(name)
-            await container.put_archive(folder, archive)
+            await container.put_archive(folder, archive if isinstance(archive, bytes) else _going_on(archive, told))
 
     async def last_state(self, name: str) -> Mapping[str, Any] | None:
         """Wait for its end; what ``docker inspect`` then says under State, None when there is no such container. Raises EngineDown."""
@@ -205,6 +206,14 @@ class Engine:
                     return False
                 raise
         return True
+
+
+async def _going_on(pieces: AsyncIterator[bytes], told: Told) -> AsyncIterator[bytes]:
+    """What is sent, each piece of which the engine took as it asks for the next."""
+    async for piece in pieces:
+        told.begin_anew()
+        yield piece
+    told.begin_anew()
 
 
 async def let_go(stream: Stream) -> None:
@@ -321,8 +330,15 @@ class Told:
         self._seconds = seconds
         self._limit = asyncio.timeout(seconds)
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Told:
         await self._limit.__aenter__()
+        return self
+
+    def begin_anew(self) -> None:
+        """There was a word: the seconds count from here."""
+        if self._seconds is not None:
+            with contextlib.suppress(RuntimeError):  # the block is left already: a client may send on for a moment
+                self._limit.reschedule(asyncio.get_running_loop().time() + self._seconds)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
