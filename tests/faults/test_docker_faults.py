@@ -15,6 +15,7 @@ import pytest
 import arlm
 from arlm.context import write_context
 from arlm.environments import docker as docker_module
+from arlm.environments import docker_engine
 from arlm.events import AnyEvent
 from arlm.testing.bench import Bench, open_bench
 from arlm.testing.scripted import ScriptedLM
@@ -145,6 +146,21 @@ async def test_a_connection_that_is_cut_is_told_from_a_killed_container(engine: 
             cut_connections()
         assert (task.result().error or "").endswith("the connection to its container was lost")
         assert task.result().lost == ("x",)
+        assert await bench.out("1 + 1") == "2\n"
+
+
+@pytest.mark.parametrize("state", [KeyError("State"), {}, {"ExitCode": None}])
+async def test_a_cell_ends_also_where_the_engine_says_nothing_that_can_be_read_of_its_container(
+    state: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def said(_engine: object, _name: str) -> Any:
+        if isinstance(state, KeyError):
+            raise state
+        return state
+
+    async with open_bench(subject(engine, transport="stdio")) as bench:
+        monkeypatch.setattr(docker_engine.Engine, "last_state", said)
+        assert (await killed_in(bench, engine, BUSY)).stopped == "exited"
         assert await bench.out("1 + 1") == "2\n"
 
 

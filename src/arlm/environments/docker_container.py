@@ -17,7 +17,7 @@ from ..guest.confine import MAX_PROCESSES
 from ..lifetimes import finish
 from .base import Exit
 from .docker_box import CONTEXTS, GUEST, INSIDE, Box, guest_archive, is_own, normal
-from .docker_engine import Engine, EngineDown, NameTaken, NoSuchImage, NotStarted, let_go
+from .docker_engine import NOT_AN_ENGINE, Engine, EngineDown, NameTaken, NoSuchImage, NotStarted, let_go
 from .docker_input import InputWriter
 from .docker_pull import pull
 from .forkserver import Control, LocalWorker
@@ -189,19 +189,22 @@ class Container:
         try:
             async with asyncio.timeout(END_SECONDS):
                 state = await self._engine.last_state(self._id)
+            status = 0 if state is None else int(state["ExitCode"])
         except TimeoutError:
             return LOST
         except SandboxError:
             return "the Docker engine stopped or restarted, and its container with it"
+        except NOT_AN_ENGINE:
+            return LOST  # what answers in its place says nothing of it
         if state is None:
             return "its container was removed"
-        if state.get("OOMKilled") and state["ExitCode"] != 0:
+        if state.get("OOMKilled") and status != 0:
             return f"its container ran out of memory: it may have {self._plan.memory_on(self._engine):,} bytes (option `memory`)"
-        if state["ExitCode"] == 137:
+        if status == 137:
             return "its container was killed"
-        if state["ExitCode"] == 0:
+        if status == 0:
             return LOST  # its supervisor saw that too, and ended
-        return f"its container ended with status {state['ExitCode']}{said}"
+        return f"its container ended with status {status}{said}"
 
     async def has_ended(self) -> bool:
         """Whether it is lost, after a moment in which that is learned: an engine refuses what is asked of a dead one at once."""
