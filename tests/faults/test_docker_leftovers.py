@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,9 +105,9 @@ def dead() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def left_by(host: str, engine: Engine, number: int) -> list[str]:
+def left_by(host: str, engine: Engine, number: int, command: Sequence[str] = ("true",)) -> list[str]:
     """Put containers on an engine as if a host had; their names."""
-    wanted = {"Image": engine.image, "Cmd": ["true"], "Labels": {"arlm.owner": host}}
+    wanted = {"Image": engine.image, "Cmd": command, "Labels": {"arlm.owner": host}}
     with asking(engine.url) as asked:
         made = [asked.post("/containers/create", json=wanted).json() for _ in range(number)]
         return [asked.get(f"/containers/{each['Id']}/json").json()["Name"][1:] for each in made]
@@ -132,8 +132,29 @@ async def test_a_volume_whose_container_was_removed_by_hand_is_swept(dead: str, 
     assert left_on(engine.url, dead) == []
 
 
+ELSEWHERE = "a1.0123456789ab.0123456789abcdef.0123456789.1.1"  # a process of another machine
+
+
+async def test_what_a_host_elsewhere_has_goes_long_after_its_end_and_not_before(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, never_began, runs = left_by(ELSEWHERE, engine, 3, command=["sleep", "1000"])
+    with asking(engine.url) as asked:
+        try:
+            for name in (ended, runs):
+                asked.post(f"/containers/{name}/start")
+            asked.post(f"/containers/{ended}/kill")
+            asked.post(f"/containers/{ended}/wait")
+            assert not {f"container {name}" for name in (ended, never_began, runs)} & set(await docker(engine).sweep())
+            monkeypatch.setattr(docker_leftovers, "LONG_SECONDS", 0.0)
+            assert {f"container {ended}", f"container {never_began}"} <= set(await docker(engine).sweep())
+            assert left_on(engine.url, ELSEWHERE) == [f"/{runs}"]
+        finally:
+            for name in left_on(engine.url, ELSEWHERE):
+                asked.delete(f"/containers{name}", params={"force": True})
+
+
 @pytest.mark.parametrize("label", ["", "a1.x", "somebody", "a1.0.0.0.1.0"])
-async def test_what_nobody_can_tell_of_stays(label: str, engine: Engine) -> None:
+async def test_what_nobody_can_tell_of_stays(label: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker_leftovers, "LONG_SECONDS", 0.0)
     (name,) = left_by(label, engine, 1)
     try:
         assert f"container {name}" not in await docker(engine).sweep()

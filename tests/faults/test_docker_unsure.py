@@ -54,7 +54,7 @@ async def test_that_one_could_not_be_removed_is_a_warning_with_what_removes_it(
 
 
 async def test_a_container_that_is_half_removed_and_has_no_name_is_swept_by_its_id() -> None:
-    with double([{"Id": "0123456789abcdef", "Names": [], "Labels": {"arlm.owner": "somebody"}}]) as engine:
+    with double([{"Id": "0123456789abcdef", "Names": [], "State": "dead", "Labels": {"arlm.owner": "somebody"}}]) as engine:
         assert await DockerREPL(engine=engine.url).sweep() == []
         assert await DockerREPL(engine=engine.url).sweep(everything=True) == ["container 0123456789ab"]
         assert engine.removed == ["0123456789abcdef"]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ NO_ENGINE = 900  # aiodocker's status where nothing answers
 ASK_SECONDS = 30.0  # for a request that takes milliseconds, on an engine that is busy with others
 MAKE_SECONDS = 120.0  # for one that may take seconds: many containers at once, a cold disk
 NOT_AN_ENGINE = (ValueError, TypeError, LookupError)  # what the client makes of another program's answers
+ENDED = ("created", "exited", "dead")  # states of a container in which nothing runs
 HINTS = {  # what to do, by what an engine says
     "unknown runtime": "`docker info` lists the engine's runtimes; option `runtime`",
     "bind source path does not exist": "the engine's machine does not have it; option `mounts`",
@@ -59,11 +61,13 @@ class Labelled:
         id: by which it is removed. One that is half removed has no other name.
         name: as people know it.
         labels: all of them.
+        runs: whether it is a container that has not ended.
     """
 
     id: str
     name: str
     labels: Mapping[str, str]
+    runs: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,9 +173,33 @@ class Engine:
         async with Told("the engine could not be asked for its containers", seconds=ASK_SECONDS):
             found = await self.docker.containers.list(all=True, filters=json.dumps({"label": [label]}))
         return [
-            Labelled(id=it["Id"], name=it["Names"][0].removeprefix("/") if it["Names"] else it["Id"][:12], labels=it["Labels"])
+            Labelled(
+                id=it["Id"],
+                name=it["Names"][0].removeprefix("/") if it["Names"] else it["Id"][:12],
+                labels=it["Labels"],
+                runs=it["State"] not in ENDED,
+            )
             for it in found
         ]
+
+    async def seconds_since_end(self, name: str) -> float:
+        """How long ago a container ended, or was made where it never began, by the engine's clock; 0 where that is not said.
+
+        Raises:
+            EngineDown, SandboxError: the engine could not be asked.
+        """
+        async with Told("the engine could not be asked for the container", seconds=ASK_SECONDS):
+            try:
+                shown = await self.docker.containers.container(name).show()
+            except _docker_error() as error:
+                if error.status == 404:
+                    return 0.0
+                raise
+        try:
+            last = max(datetime.fromisoformat(text) for text in (shown["Created"], shown["State"]["FinishedAt"]))
+            return (datetime.fromisoformat(self.info["SystemTime"]) - last).total_seconds()
+        except NOT_AN_ENGINE:
+            return 0.0
 
     async def labelled_volumes(self, label: str) -> list[Labelled]:
         """The same of volumes that no container has: one that was removed by hand leaves its own."""

@@ -10,16 +10,21 @@ from contextlib import asynccontextmanager
 from ..errors import SandboxError
 from ..lifetimes import finish
 from .docker_container import LABEL
-from .docker_engine import Engine, open_engine
-from .owner import is_dead
+from .docker_engine import Engine, Labelled, open_engine
+from .owner import is_dead, is_owner
 
 logger = logging.getLogger("arlm.environments")
+
+LONG_SECONDS = 3600.0  # since its container ended a living host has long learned of it, and makes another one where it needs one
 
 _looked_at: set[str] = set()  # engines that this process has looked through
 
 
 async def sweep(engine_url: str | None, *, everything: bool) -> list[str]:
-    """Remove what hosts that are dead for certain have there, or all that arlm made. Returns a line for each. Raises SandboxError."""
+    """Remove what hosts that are dead for certain have there, what ended LONG_SECONDS ago, or all that arlm made.
+
+    Returns a line for each. Raises SandboxError.
+    """
     async with open_engine(engine_url) as engine:
         return await _sweep(engine, everything=everything)
 
@@ -31,7 +36,7 @@ async def _sweep(engine: Engine, *, everything: bool) -> list[str]:
         return everything or is_dead(labels.get(LABEL, ""), same_machine=engine.is_here)
 
     for container in await engine.labelled(LABEL):
-        if goes(container.labels):
+        if goes(container.labels) or await _is_of_no_use(engine, container):
             await engine.remove(container.id)
             removed.append(f"container {container.name}")
     for volume in await engine.labelled_volumes(LABEL):
@@ -39,6 +44,13 @@ async def _sweep(engine: Engine, *, everything: bool) -> list[str]:
             await engine.remove_volume(volume.id)
             removed.append(f"volume {volume.name}")
     return removed
+
+
+async def _is_of_no_use(engine: Engine, container: Labelled) -> bool:
+    """Whether it ended long ago: of hosts on other machines and in other containers nobody knows whether they live."""
+    if container.runs or not is_owner(container.labels.get(LABEL)):
+        return False
+    return await engine.seconds_since_end(container.id) > LONG_SECONDS
 
 
 @asynccontextmanager

@@ -32,6 +32,11 @@ def owner() -> str:
     return ".".join(("a1", _machine(), _boot(), _spaces(), str(os.getpid()), str(_start_of(_stat("self")))))
 
 
+def is_owner(label: object) -> bool:
+    """Whether something is a label in the form that ``owner`` gives one. Raises nothing."""
+    return _found(label) is not None
+
+
 def is_dead(owner: object, *, same_machine: bool) -> bool:
     """Whether the process that wrote a label is gone for certain. Raises nothing, whatever is given: anybody may write a label.
 
@@ -46,13 +51,17 @@ def is_dead(owner: object, *, same_machine: bool) -> bool:
 
     Copies of a virtual machine that were made while it ran are one boot of one machine, and taken for one.
     """
-    found = FORM.fullmatch(owner) if isinstance(owner, str) and len(owner) <= LONGEST else None
+    found = _found(owner)
     if found is None or found[1] != _machine():
         return False
     boot, spaces = _boot(), _spaces()
     if found[2] != boot:
         return same_machine and UNKNOWN not in (found[2], boot)
     return found[3] == spaces and _is_one_space(boot, spaces, same_machine) and _is_gone(int(found[4]), int(found[5]))
+
+
+def _found(label: object) -> re.Match[str] | None:
+    return FORM.fullmatch(label) if isinstance(label, str) and len(label) <= LONGEST else None
 
 
 def _is_one_space(boot: str, spaces: str, same_machine: bool) -> bool:
