@@ -103,10 +103,10 @@ class DockerREPL(Environment):
                 mounts=_mounts(mounts),
                 user=_user(user),
                 runtime=runtime,
-                memory=None if memory is None else _whole("memory", memory, LEAST_BYTES),
+                memory=None if memory is None else _whole("memory", memory, LEAST_BYTES, "bytes"),
                 cpus=cpus,
                 pids=_whole("pids", pids, LEAST_PIDS),
-                disk=_whole("disk", disk, 1024 * 1024),
+                disk=_whole("disk", disk, 1024 * 1024, "bytes"),
             ),
             engine=engine,
             transport=transport,
@@ -249,15 +249,15 @@ def _wrong(name: str, wanted: str, given: object) -> ConfigError:
     return ConfigError(f"environment_options: {name} must be {wanted}, not {given!r}")
 
 
-def _whole(name: str, given: Any, least: int) -> int:
+def _whole(name: str, given: Any, least: int, unit: str = "") -> int:
     if not isinstance(given, int) or isinstance(given, bool) or given < least:
-        raise _wrong(name, f"a whole number of at least {least:,}", given)
+        raise _wrong(name, f"a whole number of {f'{unit}, ' if unit else ''}at least {least:,}", given)
     return given
 
 
 def _mounts(given: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise ConfigError(f"environment_options: mounts is a list of 'SOURCE:TARGET' or 'SOURCE:TARGET:rw', not {given!r}")
+        raise ConfigError(f'environment_options: mounts is a list such as ["/data:/data", "/out:/out:rw"], not {given!r}')
     found = []
     for text in given:
         parts = str(text).split(":")

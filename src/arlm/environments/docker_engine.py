@@ -220,13 +220,13 @@ class Engine:
 
     async def volumes_of(self, image: str) -> list[str]:
         """The folders for which an image wants a volume each. Raises NoSuchImage, EngineDown."""
-        async with Told("the engine could not be asked for the image", seconds=ASK_SECONDS):
+        async with Told(f"the engine could not be asked for the image {image!r}", seconds=ASK_SECONDS):
             shown = await self.docker.images.inspect(image)
         return sorted((shown.get("Config") or {}).get("Volumes") or ())
 
     async def has_image(self, image: str) -> bool:
         """Whether the engine has it."""
-        async with Told("the engine could not be asked for the image", seconds=ASK_SECONDS):
+        async with Told(f"the engine could not be asked for the image {image!r}", seconds=ASK_SECONDS):
             try:
                 await self.docker.images.inspect(image)
             except _docker_error() as error:
