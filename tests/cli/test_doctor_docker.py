@@ -271,6 +271,13 @@ def test_mapped_users_are_said():
     assert said(SecurityOptions=[SECCOMP, "name=userns"])["users"].facts == {"rootless": False, "mapped": True}
 
 
+def test_where_selinux_keeps_containers_from_files_they_are_uploaded():
+    found = said(SecurityOptions=[SECCOMP, "name=selinux"])
+    why = "SELinux keeps containers from this machine's files"
+    assert found["road"].facts == {"transport": "stdio", "files": "uploaded", "why": why}
+    assert found["AppArmor, SELinux"].facts == {"there": ["SELinux"]}
+
+
 def test_an_engine_of_docker_desktop_is_in_a_virtual_machine():
     found = said(OperatingSystem="Docker Desktop", Name="docker-desktop", KernelVersion="6.10.14-linuxkit")
     assert "in a virtual machine" in found["engine"].text

@@ -148,6 +148,8 @@ def _road(engine: Engine) -> Finding:
         why = "the engine is not on this machine"
     elif engine.maps_users:
         why = "a container's users are others outside"
+    elif engine.labels_files:
+        why = "SELinux keeps containers from this machine's files"
     else:
         why = f"it is not known that the runtime {runtime} sees this machine's files"
     frames = "frames over a mounted Unix socket" if sockets else "frames over the container's standard streams"

@@ -101,6 +101,11 @@ class Engine:
         options = " ".join(map(str, self.info.get("SecurityOptions") or ()))
         return "name=rootless" in options or "name=userns" in options
 
+    @property
+    def labels_files(self) -> bool:
+        """Whether SELinux keeps its containers from files, and from sockets, that were not made for containers."""
+        return "name=selinux" in " ".join(map(str, self.info.get("SecurityOptions") or ()))
+
     def runtime_of(self, runtime: str | None) -> str:
         """The runtime that a container gets."""
         return runtime or str(self.info.get("DefaultRuntime") or "runc")

@@ -116,15 +116,18 @@ def what_is_shared(
     runtime = engine.runtime_of(runtime)
     on_this_kernel = runtime in RUNTIMES or runtime.startswith("io.containerd.runc")
     reaches = uid is None or os.geteuid() in (0, uid)
-    files = engine.is_here and not engine.maps_users and reaches and (on_this_kernel or any(part in runtime for part in SEES_FILES))
+    mounted = engine.is_here and not engine.maps_users and not engine.labels_files and reaches
+    files = mounted and (on_this_kernel or any(part in runtime for part in SEES_FILES))
     sockets = files and on_this_kernel
     if transport == "unix" and not sockets:
         if files:
             why = f"the runtime {runtime} has a kernel of its own"
-        elif reaches:
-            why = "the Docker engine is not on this machine, or maps users"
-        else:
+        elif not reaches:
             why = f"only root can let user {uid} of the container (option `user`) reach a socket of user {os.geteuid()}"
+        elif engine.labels_files:
+            why = "SELinux keeps containers from this machine's sockets"
+        else:
+            why = "the Docker engine is not on this machine, or maps users"
         raise SandboxError(f"transport='unix' cannot be had: {why}; leave it out, or use 'stdio'")
     return files, sockets and transport != "stdio"
 
