@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 import arlm
+from arlm.environments import docker_engine, docker_rooms
 from arlm.environments.docker import DockerREPL
 from arlm.environments.docker_box import Box
 from arlm.testing.scripted import ScriptedLM
@@ -168,6 +170,23 @@ def test_without_permission_it_says_how_to_get_it() -> None:
         path.chmod(0)
         done = subprocess.run([sys.executable, "-c", AS_NOBODY, f"unix://{path}"], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("this user may not use the Docker engine: add them to the group `docker`"), done
+
+
+async def test_without_a_descriptor_for_it_the_engine_is_not_said_to_be_down(engine: Engine) -> None:
+    async with docker_engine.open_engine(engine.url):  # with it, what belongs to the loop or the process is there
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        os.close(free := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            with pytest.raises(arlm.SandboxError, match=r"could not be asked what it is: Too many open files; raise .* \(ulimit -n\)"):
+                await docker_engine.connect(engine.url)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_folder_that_cannot_be_made_is_named(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(arlm.SandboxError, match=f"no folder could be made for the container in {tmp_path}/gone/docker: .*set TMPDIR"):
+        await docker_rooms.open_room(docker(engine)._rooms.plan, engine.url, None, tmp_path / "gone" / "docker")
 
 
 async def test_a_mounted_socket_cannot_be_had_elsewhere(engine: Engine) -> None:

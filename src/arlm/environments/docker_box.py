@@ -55,6 +55,7 @@ class Box:
     def prepare(self) -> None:
         """Make the folders. Raises SandboxError."""
         try:
+            self.folder.mkdir(0o700)
             for name in ("s", "c"):
                 (self.folder / name).mkdir(0o700)
                 self.give(self.folder / name, 0o700)

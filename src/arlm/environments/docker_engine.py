@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, SandboxError, describe
 from ..lifetimes import finish
+from ..shortages import no_descriptors, told
 
 if TYPE_CHECKING:
     from aiodocker import Docker
@@ -137,9 +139,9 @@ class Engine:
 
     async def upload(self, name: str, folder: str, archive: AsyncIterator[bytes] | bytes) -> None:
         """Unpack a tar archive in a folder of it. It may take long as long as it goes on. Raises SandboxError."""
-        async with Told(f"files could not be copied to {folder} of the container", seconds=MAKE_SECONDS) as told:
+        async with Told(f"files could not be copied to {folder} of the container", seconds=MAKE_SECONDS) as limit:
             container: Any = self.docker.containers.container(name)
-            await container.put_archive(folder, archive if isinstance(archive, bytes) else _going_on(archive, told))
+            await container.put_archive(folder, archive if isinstance(archive, bytes) else _going_on(archive, limit))
 
     async def last_state(self, name: str) -> Mapping[str, Any] | None:
         """Wait for its end; what ``docker inspect`` then says under State, None when there is no such container. Raises EngineDown."""
@@ -241,12 +243,12 @@ class Engine:
         return True
 
 
-async def _going_on(pieces: AsyncIterator[bytes], told: Told) -> AsyncIterator[bytes]:
+async def _going_on(pieces: AsyncIterator[bytes], limit: Told) -> AsyncIterator[bytes]:
     """What is sent, each piece of which the engine took as it asks for the next."""
     async for piece in pieces:
-        told.begin_anew()
+        limit.begin_anew()
         yield piece
-    told.begin_anew()
+    limit.begin_anew()
 
 
 async def let_go(stream: Stream) -> None:
@@ -383,6 +385,8 @@ class Told:
 
     def _error(self, error: Exception) -> SandboxError | None:
         """What is said of it; None: it is a defect, and passes."""
+        if no_descriptors(error.__context__) or no_descriptors(error):
+            return EngineDown(f"{self._what}: {told(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))}")
         if isinstance(error, _docker_error()):
             if error.status == NO_ENGINE:
                 return EngineDown(_advice(error.message))

@@ -76,10 +76,8 @@ async def open_room(plan: Plan, engine_url: str | None, transport: Literal["unix
     engine = await connect(engine_url)
     try:
         if folder is None:
-            scratch = make_scratch("docker")
+            scratch = make_scratch()
             folder = scratch.path / "docker"
-        else:
-            await anyio.to_thread.run_sync(folder.mkdir)
         shared, by_socket = what_is_shared(engine, plan.runtime, transport, plan.user[0])
         box = Box(folder=folder, user=plan.user, shared=shared)
         await anyio.to_thread.run_sync(box.prepare)
