@@ -246,6 +246,16 @@ async def test_a_fork_bomb_ends_with_its_cell_and_a_neighbour_lives_on(engine: E
         assert await bench.out("import subprocess\nprint(subprocess.run(['true']).returncode)") == "0\n"
 
 
+@pytest.mark.parametrize("transport", ["unix", "stdio"])
+async def test_a_fork_bomb_that_is_alone_in_its_container_ends_with_it_or_before(engine: Engine, transport: str) -> None:
+    async with a_bench(engine, pids=200, cell_timeout=1.0, transport=transport) as bench:
+        await bench.context("the context")
+        await bench.out("x = 1")
+        ended = await bench.cell(BOMB)
+        assert (ended.stopped, ended.lost) == ("timeout", ("x",))
+        assert await bench.out("print(context)") == "the context\n"
+
+
 async def test_a_worker_with_too_many_processes_is_ended_for_that_reason(engine: Engine) -> None:
     async with a_bench(engine) as bench:
         assert isinstance(bench.place, SupervisedPlace)
@@ -367,6 +377,18 @@ async def test_the_cell_of_a_container_that_stands_still_ends_after_its_timeout(
                 ended, _ = await asyncio.wait({cell}, timeout=FROZEN_SECONDS)
                 asked.post(f"/containers/{identity}/unpause")  # not there any more, where it was replaced
         assert ended
+
+
+@pytest.mark.parametrize("transport", ["unix", "stdio"])
+async def test_a_supervisor_that_kills_nobody_does_not_hold_up_who_leaves(
+    engine: Engine, transport: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Control, "alive_seconds", 1000.0)
+    async with a_bench(engine, transport=transport) as bench:
+        await bench.out("1")
+        with client(engine.url) as asked:
+            asked.post(f"/containers/{inspected(engine)['Id']}/pause").raise_for_status()
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
 class Unheard:

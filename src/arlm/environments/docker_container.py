@@ -7,7 +7,7 @@ import contextlib
 import logging
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ LOST = "the connection to its container was lost"
 LAST_WORDS = 2_000  # characters of its standard error that are shown when it ends
 END_SECONDS = 2.0  # from the end of its streams until the engine knows why
 LOOK_SECONDS = 0.02  # between two looks for one that is being made, which takes a tenth of a second
+LAST_SECONDS = 0.5  # for a supervisor to kill its last workers, which takes milliseconds; an engine needs as long for all that there is
 CLOSE_SECONDS = 8.0  # for an engine to remove it, which takes a tenth of a second: below CLEANUP_SECONDS, to say what came of it
 
 
@@ -137,7 +138,7 @@ class Container:
     def __init__(self, engine: Engine, plan: Plan, box: Box, run: str) -> None:
         self.run = run
         self.name = _name(run)
-        self.control = _Control(plan.memory_on(engine))
+        self.control = _Control(plan.memory_on(engine), self.leave)
         self._engine = engine
         self._plan = plan
         self._box = box
@@ -274,11 +275,24 @@ class Container:
 
 
 class _Control(Control):
-    """A supervisor's connection that knows why the kernel kills workers in a container."""
+    """A supervisor's connection that knows why the kernel kills workers in a container, and what kills all of them at once.
 
-    def __init__(self, memory: int) -> None:
+    Args:
+        memory: bytes that the container may have.
+        leave: removes the container.
+    """
+
+    def __init__(self, memory: int, leave: Callable[[], Awaitable[None]]) -> None:
         super().__init__()
         self._memory = memory
+        self._leave = leave
+
+    async def killed(self, answer: asyncio.Future[Any]) -> None:
+        """See Control. A supervisor that what it hunts leaves no CPU has no end of it: when nobody else is there, the container goes."""
+        await asyncio.wait({answer}, timeout=LAST_SECONDS)
+        if not answer.done() and all(worker.doomed or worker.holds for worker in self._workers.values()):
+            await self._leave()
+        await super().killed(answer)
 
     def _end(self, worker: LocalWorker, how: Exit) -> None:
         if how.status == -signal.SIGKILL and not how.reason:

@@ -245,6 +245,10 @@ class Control:
                 return
             self.peer.forget(sign)
 
+    async def killed(self, answer: asyncio.Future[Any]) -> None:
+        """Wait until the supervisor has answered an order to kill."""
+        await self.answered({answer})
+
     async def nurse(self) -> None:
         """Have a process that workers are forked from in the supervisor's place: one that relays has what it relayed in its memory.
 
@@ -282,6 +286,7 @@ class Control:
         """
         assert self.peer is not None
         worker = self.worker()
+        worker.holds = True
 
         def on_loaded(loading: asyncio.Future[Any]) -> None:
             if loading.cancelled() or loading.exception() is not None:
@@ -325,16 +330,23 @@ def _relayed(data: str) -> bytes:
 
 
 class LocalWorker(Worker):
-    """A worker that a supervisor on this machine (or at the end of a pipe) forked."""
+    """A worker that a supervisor on this machine (or at the end of a pipe) forked.
+
+    Attributes:
+        holds: it runs no code of a model: others are forked from it.
+        doomed: its death was ordered.
+    """
 
     def __init__(self, control: Control, name: str) -> None:
         self.name = name
+        self.holds = self.doomed = False
         self.relay: RelayTransport | None = None
         self.exited = asyncio.get_running_loop().create_future()
         self._control = control
 
     def order_kill(self) -> asyncio.Future[Any] | None:
         """Send the order now; the future is done when the tree is dead."""
+        self.doomed = True
         peer = self._control.peer
         if self.exited.done() or peer is None or peer.lost is not None:
             return None
@@ -345,7 +357,7 @@ class LocalWorker(Worker):
         """See Worker."""
         answer = self.order_kill()
         if answer is not None:
-            await self._control.answered({answer})
+            await self._control.killed(answer)
 
     async def cpu_seconds(self) -> float:
         """See Worker."""
