@@ -154,8 +154,9 @@ class Environment(ABC):
         Returns:
             a line for each thing removed; none where an environment leaves nothing, as those do that do not override this.
 
-        Without ``everything`` only that goes whose host is dead for certain (``owner.is_dead``). May be called at any time, by several at
-        once: what another has removed meanwhile is no error. Cancelled, it stops; what was removed by then stays removed.
+        Without ``everything`` only that goes whose host is dead for certain (``owner.is_dead``) or has no use for it any more. May be
+        called at any time, by several at once: what another has removed meanwhile is no error. Cancelled, it stops; what was removed by
+        then stays removed.
 
         Raises:
             SandboxError: what is there cannot be looked at or removed: no engine, no permission, no answer.
