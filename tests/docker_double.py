@@ -11,7 +11,7 @@ from aiohttp import web
 from anyio.from_thread import start_blocking_portal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 API = "/v1.41"
 
@@ -26,15 +26,17 @@ class Double:
         listed: further ones, as the engine's API lists them.
         removed: names and ids by which containers were removed, in order.
         removes: whether it does so; else whoever asks waits.
+        stuck: names and ids of those that it cannot remove, and says so.
     """
 
-    def __init__(self, listed: list[dict[str, Any]], *, removes: bool) -> None:
+    def __init__(self, listed: list[dict[str, Any]], *, removes: bool, stuck: Collection[str]) -> None:
         self.url = ""
         self.asked = threading.Event()
         self.made: set[str] = set()
         self.listed = listed
         self.removed: list[str] = []
         self.removes = removes
+        self.stuck = stuck
         self._names: set[str] = set()
         self._looked_for = asyncio.Event()
 
@@ -70,6 +72,8 @@ class Double:
         name = request.match_info["name"]
         while not self.removes:
             await asyncio.sleep(0.01)
+        if name in self.stuck:
+            return web.json_response({"message": "it is a zombie"}, status=500)
         if name not in self.made | {each["Id"] for each in self.listed}:
             self._looked_for.set()
             return web.json_response({"message": f"No such container: {name}"}, status=404)
@@ -79,9 +83,9 @@ class Double:
 
 
 @contextmanager
-def double(listed: list[dict[str, Any]] | None = None, *, removes: bool = True) -> Iterator[Double]:
+def double(listed: list[dict[str, Any]] | None = None, *, removes: bool = True, stuck: Collection[str] = ()) -> Iterator[Double]:
     """One, in a thread of its own: it outlives the test's event loop."""
-    engine = Double(listed or [], removes=removes)
+    engine = Double(listed or [], removes=removes, stuck=stuck)
     runner = web.AppRunner(engine.app(), shutdown_timeout=1.0)
 
     async def begin() -> None:

@@ -58,3 +58,14 @@ async def test_a_container_that_is_half_removed_and_has_no_name_is_swept_by_its_
         assert await DockerREPL(engine=engine.url).sweep() == []
         assert await DockerREPL(engine=engine.url).sweep(everything=True) == ["container 0123456789ab"]
         assert engine.removed == ["0123456789abcdef"]
+
+
+async def test_one_that_cannot_be_removed_keeps_none_of_the_others() -> None:
+    names = ("one", "two", "three")
+    listed = [{"Id": name, "Names": [f"/{name}"], "State": "dead", "Labels": {"arlm.owner": "somebody"}} for name in names]
+    with double(listed, stuck=["two"]) as engine:
+        with pytest.raises(arlm.SandboxError) as caught:
+            await DockerREPL(engine=engine.url).sweep(everything=True)
+        assert engine.removed == ["one", "three"]
+    told = "container two: the container could not be removed: it is a zombie; removed were container one, container three"
+    assert str(caught.value) == told

@@ -170,9 +170,10 @@ class Engine:
             Told("the container could not be removed", seconds=ASK_SECONDS),
             self.docker.session.delete(self.at(f"containers/{name}"), params={"force": "true", "v": "true"}) as answer,
         ):
-            message = "" if answer.ok else await answer.text()
-            if message and answer.status != 404 and not (answer.status == 409 and "already in progress" in message):
-                raise SandboxError(f"the container could not be removed: {message.strip()}")
+            message = "" if answer.ok else _message(await answer.text())
+            harmless = answer.ok or answer.status == 404 or (answer.status == 409 and "already in progress" in message)
+            if not harmless:
+                raise SandboxError(f"the container could not be removed: {cut(message) or f'HTTP status {answer.status}'}")
             return answer.status != 404
 
     async def labelled(self, label: str) -> list[Labelled]:
@@ -403,6 +404,14 @@ class Told:
         if isinstance(error, (OSError, _client_error())):
             return EngineDown(f"{self._what}: the connection to the Docker engine broke ({error})")
         return None
+
+
+def _message(body: str) -> str:
+    """What an engine's refusal says."""
+    try:
+        return str(json.loads(body)["message"]).strip()
+    except NOT_AN_ENGINE:
+        return body.strip()
 
 
 def cut(message: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 
 from ..errors import SandboxError
 from ..lifetimes import finish
 from .docker_container import LABEL
-from .docker_engine import Engine, Labelled, open_engine
+from .docker_engine import Engine, EngineDown, Labelled, open_engine
 from .owner import is_dead, is_owner
 
 logger = logging.getLogger("arlm.environments")
@@ -30,19 +30,30 @@ async def sweep(engine_url: str | None, *, everything: bool) -> list[str]:
 
 
 async def _sweep(engine: Engine, *, everything: bool) -> list[str]:
-    removed = []
+    """One that cannot be removed keeps none of the others; it is told at the end. Raises SandboxError."""
+    removed: list[str] = []
+    failed: list[str] = []
 
     def goes(labels: Mapping[str, str]) -> bool:
         return everything or is_dead(labels.get(LABEL, ""), same_machine=engine.is_here)
 
+    async def remove(what: str, removal: Awaitable[object]) -> None:
+        try:
+            await removal
+            removed.append(what)
+        except EngineDown:
+            raise
+        except SandboxError as error:
+            failed.append(f"{what}: {error}")
+
     for container in await engine.labelled(LABEL):
         if goes(container.labels) or await _is_of_no_use(engine, container):
-            await engine.remove(container.id)
-            removed.append(f"container {container.name}")
+            await remove(f"container {container.name}", engine.remove(container.id))
     for volume in await engine.labelled_volumes(LABEL):
         if goes(volume.labels):
-            await engine.remove_volume(volume.id)
-            removed.append(f"volume {volume.name}")
+            await remove(f"volume {volume.name}", engine.remove_volume(volume.id))
+    if failed:
+        raise SandboxError("; ".join(failed) + (f"; removed were {', '.join(removed)}" if removed else ""))
     return removed
 
 
