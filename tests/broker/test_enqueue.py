@@ -1,6 +1,7 @@
 """``/enqueue``: what programs that are no worker may ask, and that none of them harms another, the broker or the host."""
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ from arlm.testing import conformance
 from arlm.testing.bench import open_bench
 from arlm.testing.loopback import LoopbackREPL
 from broker_host import TOKEN_DOOR, TOKEN_HOST, call
+from brokers import served
 from programs import ProgramLM, final
 
 DOOR, OTHER = 2, 3  # channels
@@ -243,12 +245,15 @@ def test_requests_under_way_are_bounded_for_each_token_and_in_all(relay, monkeyp
 def test_bodies_that_are_being_read_are_bounded_for_each_token(relay, monkeypatch):
     monkeypatch.setattr(module, "MAX_HELD", 100)
     door = relay._doors["x"]
-    door.hold(100)
-    with pytest.raises(Busy, match=r"^bodies of more than 100 bytes "):
-        door.hold(1)
-    door.hold(-1)
-    door.hold(-1)
-    door.hold(1)
+    with door.holding() as hold:
+        hold(40)
+        with door.holding() as another:
+            another(60)
+            with pytest.raises(Busy, match=r"^bodies of more than 100 bytes "):
+                hold(1)
+        hold(59)
+    with door.holding() as hold:
+        hold(100)
 
 
 async def test_more_requests_than_may_be_under_way_are_refused_in_words_and_then_taken_again(host):
@@ -295,23 +300,55 @@ async def test_while_too_much_waits_for_the_host_no_body_is_read(monkeypatch):
         await app({"type": "http", "method": "POST", "path": "/enqueue", "headers": headers, "query_string": b""}, receive, send)
 
     asking = [asyncio.ensure_future(ask(number)) for number in range(10)]
-    packet = await relay.pending(relay.epoch, 0, 20)
+    await relay.pending(relay.epoch, 0, 20)
     for _ in range(10):
         await asyncio.sleep(0)
     held = relay._outgoing.size
-    assert held < 12 * 1000
-    more = asyncio.ensure_future(ask(10))
+    assert 1000 <= held < 2 * 1000 + 100  # one more, and a hello
+    asking.append(asyncio.ensure_future(ask(10)))
     for _ in range(10):
         await asyncio.sleep(0)
     assert 10 not in reads
     assert relay._outgoing.size == held
-    after = relay._outgoing.last
-    packet = await relay.pending(relay.epoch, after, 20)
-    assert wire.Decoder().feed(b"".join(data for _, data in packet.pieces))[0]["args"]["prompt"] == "x" * 900
+    decoder, heard, after = wire.Decoder(), list[wire.Message](), 0
+    while len(heard) < 12:
+        assert relay._outgoing.size < 2 * 1000 + 100
+        packet = await relay.pending(relay.epoch, after, 20)
+        heard += decoder.feed(b"".join(data for _, data in packet.pieces))
+        after += len(packet.pieces)
+    assert [message["args"]["prompt"] for message in heard[1:]] == ["x" * 900] * 11
     assert 10 in reads
     relay._doors[module.digest(TOKEN_DOOR)].shut("it is over")
-    await asyncio.gather(*asking, more)
+    await asyncio.gather(*asking)
     assert sorted({message["status"] for message in sent if message["type"] == "http.response.start"}) == [503]
+
+
+async def test_requests_that_were_let_in_together_do_not_fill_the_broker(monkeypatch):
+    """Their heads first, while there is room, and then all bodies."""
+    size, crowd = 200_000, 30
+    monkeypatch.setattr(module, "HELD_BYTES", 1024 * 1024)
+    relay = Relay(None)
+    relay._command(json.dumps({"door": module.digest(TOKEN_DOOR), "channel": DOOR}).encode())
+    body = json.dumps(call("x" * size)).encode()
+    head = f"POST /enqueue HTTP/1.1\r\nhost: x\r\n{TOKEN}: {TOKEN_DOOR}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    async with served(Broker(relay, TOKEN_HOST).app) as url, contextlib.AsyncExitStack() as stack:
+        writers = []
+        for _ in range(crowd):
+            _, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+            stack.callback(writer.transport.abort)
+            writer.write(head)
+            writers.append(writer)
+        while relay.asked < crowd:
+            await asyncio.sleep(0.001)
+        for writer in writers:
+            writer.write(body)
+        heard, after = 0, 0
+        while heard < crowd * size:
+            assert relay._outgoing.size < module.HELD_BYTES + 2 * size
+            packet = await relay.pending(relay.epoch, after, 20, 1)
+            heard += sum(len(data) for _, data in packet.pieces)
+            after += len(packet.pieces)
+        assert relay._doors[module.digest(TOKEN_DOOR)]._held == 0
 
 
 async def test_a_request_that_cannot_be_sent_leaves_nothing_behind(relay):

@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .relay import Busy, Refused, Relay, same
+from .relay import Busy, Door, Refused, Relay, same
 from .streams import BODY_BYTES, PACKET_BYTES, TOKEN, Broken, Packet, unpack
 
 PACKET = "application/x-arlm-packet"
@@ -116,9 +116,7 @@ class Broker:
             return _refused(401, "the token is not valid here")
         try:
             with door.admitted():
-                await self._relay.room()
-                asking = door.ask(*_asked(await _body(request, door.hold)))
-                return _json(await _unless_left(request, asking))
+                return _json(await _unless_left(request, await self._ask(request, door)))
         except Busy as error:
             return _refused(429, str(error))
         except Refused as error:
@@ -129,6 +127,14 @@ class Broker:
             return _left_alone()
         except (ValueError, KeyError, TypeError, RecursionError):
             return _refused(400, 'the body is {"call": name, "args": {…}}')
+
+    async def _ask(self, request: Request, door: Door) -> Coroutine[Any, Any, dict[str, Any]]:
+        """Read what is asked, and pass it on when there is room; what is returned waits for the answer."""
+        await self._relay.room()
+        with door.holding() as hold:
+            body = await _body(request, hold)
+            await self._relay.room()  # all who were let in before may have sent theirs meanwhile
+            return door.ask(*_asked(body))
 
 
 def _asked(body: bytes) -> tuple[str, dict[str, Any]]:
@@ -158,7 +164,7 @@ class _BodyRefused(Exception):
 
 
 async def _body(request: Request, hold: Callable[[int], None] = lambda size: None) -> bytes:
-    """A request's body; ``hold`` is told of its bytes while they are read. Raises _BodyRefused, ClientDisconnect, what ``hold`` does."""
+    """A request's body; ``hold`` is told of its bytes as they come. Raises _BodyRefused, ClientDisconnect, what ``hold`` does."""
     if int(request.headers.get("content-length", "0")) > BODY_BYTES:
         raise _BodyRefused(413, f"a body may have {BODY_BYTES:,} bytes")
     try:
@@ -170,16 +176,13 @@ async def _body(request: Request, hold: Callable[[int], None] = lambda size: Non
 async def _whole(request: Request, hold: Callable[[int], None]) -> bytes:
     parts = []
     size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            hold(len(part))
-            if size > BODY_BYTES:
-                raise _BodyRefused(413, f"a body may have {BODY_BYTES:,} bytes")
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        hold(-size)
+    async for part in request.stream():
+        size += len(part)
+        hold(len(part))
+        if size > BODY_BYTES:
+            raise _BodyRefused(413, f"a body may have {BODY_BYTES:,} bytes")
+        parts.append(part)
+    return b"".join(parts)
 
 
 async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ TAKE_SECONDS = 10.0  # for the supervisor to take what came before; less than th
 MAX_DOORS = 100_000
 MAX_ASKED = 2_000  # requests to /enqueue under way with one token
 MAX_ASKED_IN_ALL = 4_000
-MAX_HELD = 64 * 1024 * 1024  # bytes of bodies of one token's requests, while they are being read
+MAX_HELD = 64 * 1024 * 1024  # bytes of bodies of one token's requests, until they wait for the host
 
 
 class Relay:
@@ -160,7 +160,8 @@ class Relay:
 
     async def room(self) -> None:
         """Wait until no more than HELD_BYTES wait for the host."""
-        await self._room.wait()
+        while not self._room.is_set():  # who was let in before may have filled it again
+            await self._room.wait()
 
     # -- /enqueue ---------------------------------------------------------------------------------------------------
 
@@ -224,11 +225,22 @@ class Door:
             self._under_way -= 1
             self._relay.asked -= 1
 
-    def hold(self, size: int) -> None:
-        """So many bytes more of bodies are held; negative: less. Raises Busy when they are too many, which counts them all the same."""
-        self._held += size
-        if size > 0 and self._held > MAX_HELD:
-            raise Busy(f"bodies of more than {MAX_HELD:,} bytes are being sent at once: wait for some of them")
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Gives what is told of each part of a body: they count until the block ends. It raises Busy when all bodies are too large."""
+        size = 0
+
+        def hold(more: int) -> None:
+            nonlocal size
+            size += more
+            self._held += more
+            if self._held > MAX_HELD:
+                raise Busy(f"bodies of more than {MAX_HELD:,} bytes are being sent at once: wait for some of them")
+
+        try:
+            yield hold
+        finally:
+            self._held -= size
 
     def ask(self, method: str, args: dict[str, Any]) -> Coroutine[Any, Any, dict[str, Any]]:
         """Ask the host; what is returned waits for its answer, which has ``ok`` or ``error``. Cancelled there, the host is told.
