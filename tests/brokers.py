@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -45,21 +46,23 @@ class Echo:
 
 
 @asynccontextmanager
-async def served(app: Any) -> AsyncIterator[str]:
-    """An application on a port; its URL."""
+async def served(app: Any, certificate: Path | None = None) -> AsyncIterator[str]:
+    """An application on a port; its URL. With a certificate it speaks TLS."""
     with listen("127.0.0.1", 0) as sock:
-        config = uvicorn.Config(app, http="h11", lifespan="off", log_level="critical", timeout_graceful_shutdown=0)
+        config = uvicorn.Config(
+            app, http="h11", lifespan="off", log_level="critical", timeout_graceful_shutdown=0, ssl_certfile=certificate
+        )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+            yield f"{'http' if certificate is None else 'https'}://127.0.0.1:{sock.getsockname()[1]}"
         finally:
             server.should_exit = True
             await serving
 
 
 @asynccontextmanager
-async def open_echo(wrap: Wrap = lambda app: app) -> AsyncIterator[Echo]:
+async def open_echo(wrap: Wrap = lambda app: app, certificate: Path | None = None) -> AsyncIterator[Echo]:
     """An Echo; ``wrap`` may put something around its application."""
     pipe = asyncio.subprocess.PIPE
     supervisor = await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=pipe)
@@ -67,7 +70,7 @@ async def open_echo(wrap: Wrap = lambda app: app) -> AsyncIterator[Echo]:
     relay = Relay(supervisor)
     reading = asyncio.create_task(relay.read_supervisor())
     try:
-        async with served(wrap(Broker(relay, TOKEN).app)) as url:
+        async with served(wrap(Broker(relay, TOKEN).app), certificate) as url:
             yield Echo(url, relay)
     finally:
         reading.cancel()

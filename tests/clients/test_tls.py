@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from arlm.clients import BaseLM
 from arlm.clients.anthropic import AnthropicLM
@@ -21,6 +16,7 @@ from arlm.clients.openai import OpenAILM
 from arlm.clients.portkey import PortkeyLM
 from arlm.errors import BadRequest
 from arlm.testing.lm_canned import CannedServer, said
+from certificates import self_signed
 
 KEY = "sk-of-nobody"
 CHAT = {"id": "c", "choices": [{"message": {"content": "safe"}, "finish_reason": "stop"}]}
@@ -36,26 +32,7 @@ CLIENTS: dict[str, tuple[Callable[[str], BaseLM], Any]] = {
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A file with a certificate for 127.0.0.1 that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "arlm tests")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    file = tmp_path / "server.pem"
-    file.write_bytes(secret + made.public_bytes(pem))
-    return file
+    return self_signed(tmp_path)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ from arlm.testing.gateway_faults import (
     only,
 )
 from brokers import TOKEN, Echo, Heard, Wrap, open_echo, polling
+from certificates import self_signed
 from gateway_schedules import schedules
 
 FAULTS: dict[str, Fault] = {
@@ -554,6 +556,48 @@ async def test_a_page_that_repeats_the_request_does_not_bring_secrets_into_messa
     assert TOKEN not in str(caught.value)
     assert "gateway-s3cret" not in str(caught.value)
     assert TOKEN not in repr(asker)
+
+
+async def test_an_error_does_not_carry_along_what_another_library_says_of_the_request() -> None:
+    async def hang_up(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        pass
+
+    async with speaking(hang_up) as url, asking_of(url) as asker:
+        with pytest.raises(Failed) as caught:
+            await asker.ask("GET", "/pending", {}, None, 5.0)
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
+async def test_a_certificate_that_the_environment_names_is_trusted_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = self_signed(tmp_path)
+    async with open_echo(certificate=certificate) as echo:
+        async with asking_of(echo.url) as asker:
+            with pytest.raises(Failed, match="certificate"):
+                await asker.ask("GET", "/pending", {}, None, 5.0)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        heard = Heard()
+        async with polling(echo.url, heard) as it:
+            await goes_round(it, heard, b"data")
+
+
+async def test_the_environments_proxy_is_used_and_its_password_stays_out_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    async def pass_on(request: web.Request) -> web.Response:
+        seen.append((request.host, request.headers["proxy-authorization"][:6]))
+        if len(seen) > 1:
+            return web.Response(status=502, text="for proxy-us3r and proxy-passw0rd nothing is there")
+        return web.Response(body=Packet("e", 0, 1, [], request.query["asked"]).pack())
+
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    async with answering(pass_on) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.replace("://", "://proxy-us3r:proxy-passw0rd@"))
+        async with asking_of("http://sandbox.invalid") as asker:
+            assert (await asker.ask("GET", "/pending", {}, None, 5.0)).epoch == "e"
+            with pytest.raises(Failed, match=r"for \*\*\* and \*\*\* nothing is there"):
+                await asker.ask("GET", "/pending", {}, None, 5.0)
+    assert seen == [("sandbox.invalid", "Basic ")] * 2
 
 
 @pytest.mark.parametrize("status", [b"200 OK", b"502 Bad Gateway"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -40,14 +39,6 @@ class Endpoint:
     def shown_url(self) -> str:
         """The base URL as messages may show it."""
         return shown(self.base_url)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is this machine's own loopback."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def shown(url: str) -> str:

@@ -10,20 +10,18 @@ from __future__ import annotations
 import asyncio
 import importlib
 import io
-import ssl
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from ..errors import AuthError, BadRequest, ConfigError, ConnectionFailed, ProviderError
 from ..loopbound import on_loop_close, per_loop
+from ..network import proxy_for, trusted
 from ..shortages import no_descriptors, told
 from . import crowd
-from .endpoint import Endpoint, is_loopback
+from .endpoint import Endpoint
 from .failures import Teller
 from .wire import Reply, Request
 
@@ -105,8 +103,8 @@ class Link:
         self._waiting: deque[asyncio.Future[None]] = deque()  # calls for which there was no file descriptor
         self._starts = per_loop(("starts", crowd.Gate), lambda: crowd.Gate(crowd.STARTS_A_TURN))
         self._replies = per_loop(("replies", crowd.Gate), lambda: crowd.Gate(crowd.REPLIES_A_TURN))
-        self._proxy = _proxy_for(endpoint)
-        connector = aiohttp.TCPConnector(limit=crowd.descriptors(), keepalive_timeout=KEEPALIVE_S, ssl=_trust(endpoint))
+        self._proxy = proxy_for(endpoint.base_url)
+        connector = aiohttp.TCPConnector(limit=crowd.descriptors(), keepalive_timeout=KEEPALIVE_S, ssl=trusted(endpoint.base_url))
         self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         on_loop_close(self._session.close)
 
@@ -286,27 +284,3 @@ def _first_use(sdk: Sdk, endpoint: Endpoint) -> None:
 
 
 _prepared: set[str] = set()
-
-
-def _proxy_for(endpoint: Endpoint) -> str | None:
-    """The proxy that the environment names for this endpoint, looked up once."""
-    parts = urlsplit(endpoint.base_url)
-    if is_loopback(parts.hostname or ""):
-        return None  # what a proxy would call by that name is the proxy's own machine
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy is None or urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    proxy = proxy if "//" in proxy else f"http://{proxy}"
-    if not proxy.startswith(("http://", "https://")):
-        raise ConfigError(f"the proxy for {endpoint.shown_url} is a {proxy.partition(':')[0]} proxy; only http and https proxies work here")
-    return proxy
-
-
-def _trust(endpoint: Endpoint) -> ssl.SSLContext | bool:
-    """Whom a TLS connection trusts: as the SDKs do, the certificates that the environment names, else those of certifi."""
-    if not endpoint.base_url.startswith("https:"):
-        return True
-    import httpx2
-
-    return httpx2.create_ssl_context()

@@ -8,10 +8,12 @@ import itertools
 import secrets
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from ..broker.streams import BODY_BYTES, TOKEN, Broken, Packet, unpack
+from ..network import proxy_for, trusted
 
 CONNECT_SECONDS = 10.0
 TRANSFER_SECONDS = 60.0  # for both bodies, beyond the time that an answer may take to begin: 4 MiB at 70 kB/s
@@ -32,6 +34,8 @@ class Failed(Exception):
 class Asker:
     """What asks one broker. It follows no redirect, keeps no cookie, and its headers go to ``url`` alone; made on the loop it is used on.
 
+    Proxies and certificates are those that the environment names. Raises ConfigError for a proxy of a kind that cannot be used.
+
     Args:
         url: of the broker, as its gateway has it.
         token: the host's.
@@ -40,11 +44,13 @@ class Asker:
 
     def __init__(self, url: str, token: str, headers: Mapping[str, str]) -> None:
         self._url = url.rstrip("/")
-        self._hidden = [value for value in (token, *headers.values()) if len(value) >= HIDDEN_CHARS]
+        self._proxy = proxy_for(url)
+        login = urlsplit(self._proxy or "")
+        self._hidden = [it for it in (token, *headers.values(), login.username or "", login.password or "") if len(it) >= HIDDEN_CHARS]
         self._name = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=8),
+            connector=aiohttp.TCPConnector(limit=8, ssl=trusted(url)),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={**headers, TOKEN: token, "Accept-Encoding": "identity"},
             auto_decompress=False,
@@ -61,16 +67,18 @@ class Asker:
             async with asyncio.timeout(seconds + TRANSFER_SECONDS):
                 packet = unpack(await self._exchange(method, path, {**query, "asked": name}, body, seconds))
         except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError, ValueError, Broken) as error:
-            raise Failed(self._without_secrets(f"{type(error).__name__}: {error}".removesuffix(": "))) from None
-        if packet.asked != name:
-            raise Failed("an answer to another request came")
-        return packet
+            failed = Failed(self._without_secrets(f"{type(error).__name__}: {error}".removesuffix(": ")))
+        else:
+            if packet.asked == name:
+                return packet
+            failed = Failed("an answer to another request came")
+        raise failed  # out here, or aiohttp's own error, which may have headers, would stay its context
 
     async def _exchange(self, method: Method, path: str, query: Mapping[str, str], body: bytes | None, seconds: float) -> bytes:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=seconds)
         data = None if body is None else io.BytesIO(body)  # aiohttp writes it in pieces, and bytes in one
         async with self._session.request(
-            method, self._url + path, params=query, data=data, timeout=timeout, allow_redirects=False
+            method, self._url + path, params=query, data=data, timeout=timeout, allow_redirects=False, proxy=self._proxy
         ) as answer:
             try:
                 said = await _read(answer)
