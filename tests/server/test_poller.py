@@ -374,6 +374,45 @@ async def test_a_question_whether_it_is_there_that_nobody_answers_is_given_up(ga
     assert heard.lost[0].startswith("nothing came")
 
 
+async def test_a_question_whether_it_is_there_that_fails_is_no_answer(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    asked = 0
+
+    async def is_gone() -> str | None:
+        nonlocal asked
+        asked += 1
+        raise ConnectionError("the provider is not there: s3cret")
+
+    heard = Heard()
+    async with polling(gateway.url, heard, is_gone=is_gone) as it:
+        gateway.plan = [AnswerInstead(status=503, requests=7)]
+        gateway.reset_connections()
+        await goes_round(it, heard, b"data")
+    assert asked >= 1
+    assert "whether the sandbox is there could not be asked: ConnectionError" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+async def test_closing_does_not_wait_for_a_question_that_does_not_end(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller, "GONE_GRACE_SECONDS", 0.01)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def is_gone() -> str | None:
+        asked.set()
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                pass  # as an SDK that tidies up for as long as it takes
+        return None
+
+    async with asyncio.timeout(20):
+        async with polling(gateway.url, Heard(), is_gone=is_gone):
+            gateway.upstream = None
+            gateway.reset_connections()
+            await asked.wait()
+    go_on.set()
+
+
 async def test_a_wrong_token_is_an_error_that_says_so(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poller, "START_SECONDS", 0.1)
     with pytest.raises(SandboxError, match=r"its broker was not heard of: .*status 401: .*the token is not valid here"):

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from ..broker.streams import PACKET_BYTES, PIECE_BYTES, Gap, Incoming, Outgoing, Packet
 from ..errors import SandboxError
+from ..shielding import in_own_task
 from .asking import Asker, Failed, Method
 
 logger = logging.getLogger("arlm.server")
@@ -23,11 +25,15 @@ SHORTEST_SECONDS = 0.5  # of one, where a gateway allows less than was thought
 LATE = 1 / 20  # of its time: a poll that fails after that may have been too long for a gateway
 ANSWER_SECONDS = 15.0  # for an answer to begin, beyond that
 GONE_SECONDS = 15.0  # for the question whether the sandbox is there
+GONE_GRACE_SECONDS = 1.0  # for an SDK to let go of it
 START_SECONDS = 60.0  # until a broker just started is heard of
 LOST_SECONDS = 60.0  # in which nothing got through, in one direction or in both: then the connection is lost
 PAUSES = (0.05, 2.0)  # after a failure: the first, the longest; each is twice the last, and up to half of it is chance
 FAILURES = 3  # in a row, until it is asked whether the sandbox is there at all
 TOO_LARGE = 413
+
+
+IsGone = Callable[[], Coroutine[Any, Any, str | None]]
 
 
 class Poller:
@@ -54,7 +60,7 @@ class Poller:
         *,
         receive: Callable[[int, bytes], None],
         on_lost: Callable[[str], None],
-        is_gone: Callable[[], Awaitable[str | None]] | None = None,
+        is_gone: IsGone | None = None,
         headers: Mapping[str, str] | None = None,
         wait_seconds: float = WAIT_SECONDS,
         lost_seconds: float = LOST_SECONDS,
@@ -111,10 +117,12 @@ class Poller:
         self.lost = self.lost or "it was closed"
         for loop in self._loops:
             loop.cancel()
-        if self._loops:
-            await asyncio.wait(self._loops)
-        if self._asker is not None:
-            await self._asker.close()
+        try:
+            if self._loops:
+                await asyncio.wait(self._loops)
+        finally:
+            if self._asker is not None:
+                await self._asker.close()
 
     async def _poll(self) -> None:
         pauses = _Pauses("no poll was answered by", self._heard)
@@ -197,12 +205,14 @@ class Poller:
         await pauses.pause()
 
     async def _why_gone(self) -> str | None:
+        """What the adapter says; None also where it does not know: it fails, or does not answer."""
         if self._is_gone is None:
             return None
         try:
             async with asyncio.timeout(GONE_SECONDS):
-                return await self._is_gone()
-        except TimeoutError:
+                return await in_own_task(self._is_gone, grace=GONE_GRACE_SECONDS)
+        except Exception as error:
+            logger.warning("whether the sandbox is there could not be asked: %s", type(error).__name__)
             return None
 
     def _lose(self, reason: str) -> None:
