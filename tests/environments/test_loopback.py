@@ -569,6 +569,38 @@ async def test_a_making_is_waited_for_longer_than_other_clean_up(monkeypatch: py
     nothing_left(environment)
 
 
+@pytest.mark.parametrize("step", ["create", "start"])
+async def test_a_cloud_that_never_answers_is_an_error_in_time_and_nothing_is_left(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Slow()
+    environment.start_seconds = 0.5
+    if step == "start":
+        environment.go_on.set()
+        monkeypatch.setattr(brokered, "GRACE_SECONDS", 0.1)
+        monkeypatch.setattr(LoopbackSandbox, "start", stubborn)
+    else:
+        asyncio.get_running_loop().call_later(1.0, environment.go_on.set)
+    with pytest.raises(SandboxError, match=r"no sandbox could be started within 0\.5 s"):
+        await open_and_close(environment)
+    assert len(environment.made) == 1
+    nothing_left(environment)
+    for task in STUBBORN:
+        task.cancel()
+    STUBBORN.clear()
+
+
+STUBBORN: list[asyncio.Task[Any]] = []
+
+
+async def stubborn(_self: LoopbackSandbox, _archive: str, _told: bytes) -> Reach:
+    """A start that a single cancel does not end."""
+    task = asyncio.current_task()
+    assert task is not None
+    STUBBORN.append(task)
+    with suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    return await asyncio.Event().wait()  # type: ignore[return-value]
+
+
 async def test_a_lost_sandbox_that_takes_long_to_end_is_waited_for_when_its_place_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = asyncio.Event()
     destroy = LoopbackSandbox.destroy

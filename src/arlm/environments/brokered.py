@@ -23,6 +23,7 @@ from ..lifetimes import finish
 from ..server.connection import Connection
 from ..server.handler import LMHandler, Ticket
 from ..server.poller import Poller
+from ..shielding import in_own_task
 from ..shortages import told
 from .archive import NAME, archive
 from .carried import CarriedTransport
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("arlm.environments")
 
 PIECE_BYTES = 1024 * 1024  # of a file that is uploaded
+GRACE_SECONDS = 2.0  # for an SDK to let go of what was cancelled
 
 
 class Sandbox(ABC):
@@ -104,13 +106,15 @@ class Room:
 
     async def open(self) -> None:
         """Create it, start the broker, greet the supervisor. Raises SandboxError; ``close`` ends it in any case."""
-        self._making = asyncio.ensure_future(self._environment.create())
-        sandbox = await asyncio.shield(self._making)
-        path = f"{sandbox.folder}/{NAME}"
-        await sandbox.upload(path, _once(archive()))
         token = secrets.token_urlsafe(32)
-        told = {"token": token, "host": "127.0.0.1", "port": 0, "idle_seconds": self._environment.idle_seconds, "folder": sandbox.folder}
-        reach = await sandbox.start(path, json.dumps(told).encode() + b"\n")
+        try:
+            async with asyncio.timeout(self._environment.start_seconds) as limit:
+                reach = await self._started(token)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise SandboxError(f"no sandbox could be started within {self._environment.start_seconds:g} s") from None
+        sandbox = self.sandbox
         self._port = reach.port
         self._protocol = self.control.protocol(lambda: None)
         poller = self._poller = Poller(
@@ -125,6 +129,18 @@ class Room:
         )
         await poller.open()
         await self.control.greet(_Channel(poller, SUPERVISOR), seal=True)
+
+    async def _started(self, token: str) -> Reach:
+        self._making = asyncio.ensure_future(self._environment.create())
+        sandbox = await asyncio.shield(self._making)
+        path = f"{sandbox.folder}/{NAME}"
+        await self.upload(path, _once(archive()))
+        told = {"token": token, "host": "127.0.0.1", "port": 0, "idle_seconds": self._environment.idle_seconds, "folder": sandbox.folder}
+        return await in_own_task(sandbox.start(path, json.dumps(told).encode() + b"\n"), grace=GRACE_SECONDS)
+
+    async def upload(self, path: str, data: AsyncIterator[bytes]) -> None:
+        """Write a file there. Raises SandboxError."""
+        await in_own_task(self.sandbox.upload(path, data), grace=GRACE_SECONDS)
 
     def _receive(self, channel: int, data: bytes) -> None:
         if channel == SUPERVISOR:
@@ -287,7 +303,7 @@ class BrokeredPlace(SupervisedPlace):
             room = Room(self._environment, self._handler)
             try:
                 await room.open()
-                await self._upload_all(room.sandbox)
+                await self._upload_all(room)
             except BaseException:
                 self._lost.append(room)
                 await finish(room.close, what="a sandbox that could not be had")
@@ -305,9 +321,9 @@ class BrokeredPlace(SupervisedPlace):
         try:
             await self._renew()
             room = self._room
-            await self._upload(room.sandbox, file.path, name)
+            await self._upload(room, file.path, name)
             if self._room is not room:  # lost meanwhile, and its successor may have been filled before
-                await self._upload(self._room.sandbox, file.path, name)
+                await self._upload(self._room, file.path, name)
         except BaseException:
             self._files.pop(name, None)
             raise
@@ -321,21 +337,19 @@ class BrokeredPlace(SupervisedPlace):
         """See Place."""
         self._files.pop(Path(path).name, None)
 
-    async def _upload_all(self, sandbox: Sandbox) -> None:
+    async def _upload_all(self, room: Room) -> None:
         for name, path in list(self._files.items()):
             try:
-                await self._upload(sandbox, path, name)
+                await self._upload(room, path, name)
             except SandboxError:
                 if name in self._files:  # else it was dropped meanwhile
                     raise
 
-    async def _upload(self, sandbox: Sandbox, path: Path, name: str) -> str:
-        there = f"{sandbox.folder}/{CONTEXTS}/{name}"
+    async def _upload(self, room: Room, path: Path, name: str) -> None:
         try:
-            await sandbox.upload(there, _pieces(path))
+            await room.upload(f"{room.sandbox.folder}/{CONTEXTS}/{name}", _pieces(path))
         except OSError as error:
             raise SandboxError(f"{path} could not be copied to the sandbox: {told(error)}") from error
-        return there
 
     async def close(self) -> None:
         """Destroy the sandbox, and with it all workers; and those lost before whose end was not waited for."""

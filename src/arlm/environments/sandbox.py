@@ -16,6 +16,7 @@ from .brokered import BrokeredPlace, Sandbox
 
 __all__ = ["Reach", "Sandbox", "SandboxEnvironment"]
 
+START_SECONDS = 600.0  # a cloud that makes an image first takes minutes
 CLOSE_SECONDS = 60.0  # a cloud makes a machine in seconds, and one that was given up half made may go on costing
 IDLE_SECONDS = 120.0  # of a broker without a word of the host's, after which a broker ends, and with it all that runs there
 
@@ -44,6 +45,7 @@ class SandboxEnvironment(Environment):
         idle_seconds: how long what runs there outlives a host that says nothing.
         wait_seconds: how long a request waits for news there at most, where the gateway allows it.
         lost_seconds: how long nothing may get through, in one direction or in both, until a fresh sandbox takes over.
+        start_seconds: how long creating a sandbox and starting the broker in it may take, together.
         close_seconds: how long is waited for the end of sandboxes, and of their making, when a place is left.
     """
 
@@ -52,6 +54,7 @@ class SandboxEnvironment(Environment):
     idle_seconds = IDLE_SECONDS
     wait_seconds = WAIT_SECONDS
     lost_seconds = LOST_SECONDS
+    start_seconds = START_SECONDS
     close_seconds = CLOSE_SECONDS
 
     @abstractmethod
