@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -945,3 +946,40 @@ async def test_the_adapter_of_the_document_serves_runs_and_is_replaced_when_it_d
     assert len(made) == 2
     assert not any(os.path.exists(shed.folder) for shed in made)
     assert all(shed.process.returncode is not None for shed in made)
+
+
+class Shell(LoopbackSandbox):
+    """Its programs are started by a line of shell, without a standard input, and nobody hears what they say."""
+
+    async def start(self, archive: str, told: bytes) -> Reach:
+        page = (TESTS.parent / "docs" / "environments.md").read_text("utf-8")
+        (line,) = re.findall(r"```sh\n(.*ARCHIVE.*)\n```", page)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        file = f"{self.folder}/told"
+        TOKENS[self.folder] = json.loads(told)["token"]
+        Path(file).write_bytes(json.dumps({**json.loads(told), "port": port, "host": "0.0.0.0"}).encode())
+        self.process = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", line.replace("python3", self._python), stdin=asyncio.subprocess.DEVNULL,
+            env={"TOLD": file, "ARCHIVE": archive}, start_new_session=True,
+        )  # fmt: skip
+        return Reach(url=f"http://127.0.0.1:{port}", port=port)
+
+
+async def test_a_sandbox_without_a_standard_input_serves_runs_and_no_cell_finds_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = LoopbackREPL.create
+
+    async def created(self: LoopbackREPL) -> Sandbox:
+        sandbox = await create(self)
+        sandbox.__class__ = Shell
+        return sandbox
+
+    monkeypatch.setattr(LoopbackREPL, "create", created)
+    environment = loopback()
+    async with open_bench(subject(environment)) as bench:
+        assert await bench.out("llm_query('hello')") == "'hello'\n"
+        folder = Path(environment.made[0].folder)
+        token = TOKENS[str(folder)]
+        assert not (folder / "told").exists()
+        assert not any(token.encode() in file.read_bytes() for file in folder.rglob("*") if file.is_file())
+    nothing_left(environment)
