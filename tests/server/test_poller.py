@@ -262,6 +262,40 @@ async def test_a_broker_is_asked_for_less_where_large_answers_do_not_pass(status
     assert heard.data == b"12345678" * MEGABYTE
 
 
+def slow_beyond(size: int, stalled: list[int]) -> Wrap:
+    """What stops in the middle of longer answers, as a slow way does for as long as anybody waits."""
+
+    def wrap(app: Any) -> Any:
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            async def send_slowly(message: Any) -> None:
+                body = message.get("body", b"")
+                if len(body) > size:
+                    stalled.append(len(body))
+                    await send({**message, "body": body[:1000], "more_body": True})
+                    while (await receive())["type"] != "http.disconnect":
+                        pass
+                else:
+                    await send(message)
+
+            await app(scope, receive, send_slowly)
+
+        return wrapped
+
+    return wrap
+
+
+async def test_a_way_on_which_a_large_packet_takes_too_long_is_slow_and_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(asking, "TRANSFER_SECONDS", 0.5)
+    heard, stalled = Heard(), list[int]()
+    async with open_echo(slow_beyond(3 * MEGABYTE, stalled)) as echo, polling(echo.url, heard, lost_seconds=0.5):
+        echo.relay.send(SUPERVISOR, b"12345678" * MEGABYTE)
+        await heard.until(lambda: len(heard.data) == 8 * MEGABYTE or heard.lost)
+        assert heard.lost == []
+    assert len(stalled) >= 1
+    assert heard.data == b"12345678" * MEGABYTE
+
+
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 

@@ -199,7 +199,7 @@ class Poller:
             self._lose(why)
             return
         for since, what in ((self._heard, "nothing came from"), (pauses.since, pauses.what)):
-            if (silent := self._now() - since) >= seconds:
+            if (silent := self._now() - since) >= seconds and pauses.failures > 1:  # a single one may have been too large for a slow link
                 self._lose(f"{what} the sandbox's broker for {silent:.0f} s (last: {error})")
                 return
         await pauses.pause()
@@ -233,7 +233,8 @@ class _Pauses:
         what: is said of it when it is lost.
         since: when something got through last, or was there to be sent.
         failures: in a row.
-        most: bytes in a packet, as far as pieces are smaller. After failures in a row less: a gateway may have a limit and not say so.
+        most: bytes in a packet, as far as pieces are smaller. After a failure one piece, and more with each success: a gateway may have a
+            limit and not say so, or the way be slow.
     """
 
     def __init__(self, what: str, now: float) -> None:
@@ -245,10 +246,9 @@ class _Pauses:
 
     def failed(self, status: int | None) -> None:
         self.failures += 1
-        if self.failures > 1 or status == TOO_LARGE:
-            self.most = max(self.most // 2, PIECE_BYTES)
         if status == TOO_LARGE:
-            self._limit = self.most
+            self._limit = max(self.most // 2, PIECE_BYTES)
+        self.most = PIECE_BYTES
 
     def reset(self) -> None:
         self.failures = 0
