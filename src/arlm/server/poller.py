@@ -37,14 +37,26 @@ IsGone = Callable[[], Coroutine[Any, Any, str | None]]
 
 
 class Poller:
-    """A connection to a broker.
+    """A connection to a broker: bytes both ways, on numbered channels. docs/broker.md says what the broker is told, and what each carries.
+
+        poller = Poller(url, token, receive=lambda channel, data: ..., on_lost=lambda reason: ...)
+        try:
+            await poller.open()
+            poller.send(0, data)
+            ...
+        finally:
+            await poller.close()
+
+    Everything happens on the event loop on which it is opened, calls of ``receive`` and ``on_lost`` too. Bytes of a channel come as they
+    were sent, in other pieces perhaps. It ends with ``close`` or with its loss, never by itself; a lost one is not opened again.
 
     Args:
         url: of the broker, as its gateway has it.
         token: the host's.
-        receive: called with each piece of the guest's, once and in order: channel, bytes.
-        on_lost: called once, with the reason, when the connection is lost for good.
-        is_gone: asks, when several requests in a row have failed, whether the sandbox is: returns why, or None while it is there.
+        receive: called with each piece of the guest's, once and in order: channel, bytes. What it raises is logged, and the end.
+        on_lost: called once, with the reason, when the connection is lost for good; not by ``close``.
+        is_gone: asks, when several requests in a row have failed, whether the sandbox is: returns why, or None while it is there. Where it
+            fails or does not answer, nothing is known. It is cancelled once, in a task of its own.
         headers: for the gateway, in each request.
         wait_seconds: of a long poll; polls become shorter where a gateway does not wait so long.
         lost_seconds: in which nothing gets through, in one direction or in both, after which the connection is lost.
@@ -85,13 +97,18 @@ class Poller:
         return self._outgoing.waiting(channel)
 
     def send(self, channel: int, data: bytes) -> None:
-        """Send bytes. Nothing happens once it is lost."""
+        """Send bytes; returns at once. They are kept until the broker has them (see ``unsent``). Nothing happens once it is lost."""
         if self.lost is None:
             self._outgoing.put(channel, data)
             self._more.set()
 
     async def open(self) -> None:
-        """Wait for the broker's first answer, and begin. Raises SandboxError; ``close`` ends it in any case."""
+        """Wait for the broker's first answer, and begin. ``close`` ends it in any case, also when this fails or is cancelled.
+
+        Raises:
+            SandboxError: nothing was heard of it within START_SECONDS, or it is gone.
+            ConfigError: the environment names a proxy that cannot be used.
+        """
         self._asker = Asker(self._url, self._token, self._headers)
         self._heard = self._now()
         pauses = _Pauses("no poll was answered by", self._heard)
@@ -113,7 +130,7 @@ class Poller:
         self._lose(f"its connection ended: {type(error).__name__}" if error is not None else "its connection was given up")
 
     async def close(self) -> None:
-        """End it. What was not sent is not sent."""
+        """End it, in any state. What was not sent is not sent."""
         self.lost = self.lost or "it was closed"
         for loop in self._loops:
             loop.cancel()
