@@ -405,6 +405,30 @@ async def test_a_cell_asks_over_http_whatever_it_likes_and_the_run_goes_on():
         assert await bench.out("print(llm_query('still here'))") == "still here\n"
 
 
+BOMB = """
+import json, urllib.request, urllib.error
+url, token = open(".enqueue").read().split()
+def ask(body):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, {"x-arlm-token": token})) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)["error"]["message"]
+for values in (400_000, 600_000, 5_000_000):
+    print(*ask(b'{"call": "no such", "args": {"a": [' + b"[]," * (values - 1) + b"[]]}}"))
+print(*ask(json.dumps({"call": "llm_query", "args": {"prompt": "hello", "model": None}}).encode()))
+"""
+
+
+async def test_a_request_with_more_values_than_the_host_reads_is_refused_and_the_door_stays():
+    subject = conformance.Subject(name="loopback", environment=lambda: LoopbackREPL(network=True))
+    async with open_bench(subject) as bench:
+        taken, *refused, after = (await bench.out(BOMB)).splitlines()
+        assert taken.startswith("200 {'error': ")
+        assert refused == ["400 it may have 500,000 values"] * 2
+        assert after == "200 {'ok': {'text': 'hello'}}"
+
+
 async def test_a_token_is_worth_nothing_after_its_repl_though_nobody_had_used_it():
     environment = LoopbackREPL(network=True)
     async with open_bench(conformance.Subject(name="loopback", environment=lambda: environment)) as bench:

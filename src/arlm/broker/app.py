@@ -16,6 +16,7 @@ before a byte of its body is read. The host's is compared in constant time (``re
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -35,6 +36,7 @@ LONGEST_POLL_SECONDS = 60.0
 BODY_SECONDS = 60.0  # for a request's body to come
 ASKED_CHARS = 100  # of what a request is called
 MAX_NESTED = 500  # lists and objects within each other: a Python 3.11 reads some 900, newer ones more, and the host may be any
+MAX_VALUES = 500_000  # of one request: the host reads a million, and ends the connection of who sends more
 
 Handler = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
@@ -139,22 +141,32 @@ class Broker:
 
 def _asked(body: bytes) -> tuple[str, dict[str, Any]]:
     """Method and arguments of a request to ``/enqueue``. Raises ValueError, KeyError, TypeError, RecursionError or _BodyRefused."""
-    asked = json.loads(body)
+    asked = _loaded(body)
     method, args = asked["call"], asked.get("args", {}) if isinstance(asked, dict) else None
     if not isinstance(method, str) or not isinstance(args, dict):
         raise TypeError
-    if _nested(args) > MAX_NESTED:
-        raise _BodyRefused(400, f"lists and objects may be nested {MAX_NESTED} deep")
+    _measure(args)
     return method, args
 
 
-def _nested(value: Any) -> int:
-    """How deep lists and objects are nested; counted up to a little more than MAX_NESTED."""
-    depth, level = 0, [value]
-    while depth <= MAX_NESTED and (level := [it for it in level if isinstance(it, dict | list)]):
-        depth += 1
-        level = [inner for it in level for inner in (it.values() if isinstance(it, dict) else it)]
-    return depth
+def _loaded(body: bytes) -> Any:
+    gc.disable()  # or it would look through all that was read so far again and again: four times as long, in which nobody else is served
+    try:
+        return json.loads(body)
+    finally:
+        gc.enable()
+
+
+def _measure(value: Any) -> None:
+    """Raises _BodyRefused when lists and objects are nested too deep, or have too many values in all."""
+    depth, values, level = 0, 0, [value]
+    while holders := [it for it in level if isinstance(it, dict | list)]:
+        level = [inner for it in holders for inner in (it.values() if isinstance(it, dict) else it)]
+        depth, values = depth + 1, values + len(level)
+        if depth > MAX_NESTED:
+            raise _BodyRefused(400, f"lists and objects may be nested {MAX_NESTED} deep")
+        if values > MAX_VALUES:
+            raise _BodyRefused(400, f"it may have {MAX_VALUES:,} values")
 
 
 class _BodyRefused(Exception):
