@@ -575,3 +575,29 @@ def test_a_broker_says_nothing_of_the_garbage_that_it_is_sent(tmp_path):
         process.terminate()
         said, why = process.communicate()
     assert (process.returncode, said, why) == (0, b"", b"")
+
+
+FAULTY = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+import arlm.broker.app
+async def fails(self, request): raise LookupError("a mistake of ours " + "\u00fc" * 9999)
+arlm.broker.app.Broker._health = fails
+sys.argv[0] = sys.argv[1]
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def test_a_broker_with_a_fault_says_little_of_it_and_answers_on(tmp_path):
+    with begin(tmp_path, flags=("-I", "-c", FAULTY), error=subprocess.PIPE) as process:
+        process.stdin.write(told(tmp_path))
+        process.stdin.flush()
+        port = json.loads(process.stdout.readline())["port"]
+        for _ in range(100):
+            with socket.create_connection(("127.0.0.1", port), LONG) as sock:
+                sock.sendall(head("GET", "/health"))
+                assert sock.recv(1000).split()[1] == b"500"
+        process.terminate()
+        _, why = process.communicate()
+    assert process.returncode == 0
+    assert 1000 < len(why) < 60_000

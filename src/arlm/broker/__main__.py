@@ -36,7 +36,8 @@ STOP_SECONDS = 5.0
 TOLD_BYTES = 64 * 1024
 TOKEN_CHARS = 16  # at least
 KEEP_ALIVE_SECONDS = 120  # between two requests: longer than gateways keep a connection (nginx 60, Go 90), so that it is theirs to close
-RECORDS = 50  # of faults on standard error, which perhaps nobody reads
+RECORDS = 50  # of faults on standard error, which perhaps nobody reads: a pipe holds 64 KiB, and would stop it then
+RECORD_CHARS = 1_000  # of one: the end, which says what it was
 VARIABLES = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some Python builds find their own library by it
 
@@ -84,6 +85,7 @@ def main() -> None:
         sys.exit(f"arlm's broker is told on the first line of its standard input what to do, as JSON: {error}")
     handler = logging.StreamHandler()
     handler.addFilter(_Few())
+    handler.setFormatter(_Short())
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
     try:
         asyncio.run(serve(told))
@@ -99,6 +101,11 @@ class _Few(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         self._left -= 1
         return self._left >= 0
+
+
+class _Short(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).encode("ascii", "backslashreplace").decode()[-RECORD_CHARS:]
 
 
 async def serve(told: Told) -> None:
