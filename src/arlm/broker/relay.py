@@ -15,7 +15,7 @@ from ..guest import wire
 from .streams import COMMANDS, FIRST_DOOR, PACKET_BYTES, SUPERVISOR, Gap, Incoming, Outgoing, Packet
 
 READ_BYTES = 256 * 1024
-HELD_BYTES = 64 * 1024 * 1024  # that wait for the host; then the supervisor is not read until some are taken
+HELD_BYTES = 16 * 1024 * 1024  # that wait for the host; then the supervisor is not read until some are taken
 TAKE_SECONDS = 10.0  # for the supervisor to take what came before; less than the host waits for an answer
 MAX_DOORS = 100_000
 MAX_ASKED = 2_000  # requests to /enqueue under way with one token
