@@ -522,6 +522,52 @@ async def test_cancelled_between_any_two_awaits_nothing_is_left() -> None:
     assert sum(end is not None for end in ends) > len(ends) // 2
 
 
+async def test_cancelled_between_any_two_awaits_of_a_replacement_nothing_is_left() -> None:
+    async def work() -> None:
+        environment = loopback()
+        async with open_bench(subject(environment)) as bench:
+            await bench.context("c" * 100_000)
+            await bench.out("1")
+            worker = bench.repl._worker
+            assert worker is not None
+            kill(environment, "everything")
+            await worker.exited
+            await bench.cell("2")
+
+    await work()
+    steps = await count_steps(work)
+    ends = []
+    for step in range(steps // 2, steps, max(1, steps // 16)):
+        before = held()
+        ends.append(await act_at(work, {step: asyncio.Task.cancel, step + 1: asyncio.Task.cancel, step + 5: asyncio.Task.cancel}))
+        assert asyncio.all_tasks() == {asyncio.current_task()}, step
+        assert left_since(before, 2.0) == set(), step
+    assert sum(isinstance(end, asyncio.CancelledError) for end in ends) > len(ends) // 2
+
+
+async def test_an_upload_that_is_cancelled_lets_go_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = asyncio.Event()
+    upload = LoopbackSandbox.upload
+
+    async def hangs(self: LoopbackSandbox, path: str, data: AsyncIterator[bytes]) -> None:
+        if path.endswith(".pyz"):
+            await upload(self, path, data)
+            return
+        async for _ in data:
+            begun.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(LoopbackSandbox, "upload", hangs)
+    async with open_bench(subject(loopback())) as bench:
+        file = await write_context("c" * 100_000, bench.scratch / "file")
+        putting = asyncio.create_task(bench.place.put(file))
+        await begun.wait()
+        assert str(file.path) in {it.path for it in psutil.Process().open_files()}
+        putting.cancel()
+        await asyncio.wait({putting})
+        assert str(file.path) not in {it.path for it in psutil.Process().open_files()}
+
+
 class Slow(LoopbackREPL):
     """Its sandboxes are made once ``go_on`` is set."""
 

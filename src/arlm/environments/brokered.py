@@ -9,11 +9,10 @@ import json
 import logging
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import anyio
 
 from ..broker.streams import COMMANDS, CONTEXTS, FIRST_DOOR, SUPERVISOR
 from ..context import ContextFile
@@ -138,9 +137,14 @@ class Room:
         told = {"token": token, "host": "127.0.0.1", "port": 0, "idle_seconds": self._environment.idle_seconds, "folder": sandbox.folder}
         return await in_own_task(sandbox.start(path, json.dumps(told).encode() + b"\n"), grace=GRACE_SECONDS)
 
-    async def upload(self, path: str, data: AsyncIterator[bytes]) -> None:
+    async def upload(self, path: str, data: AsyncGenerator[bytes]) -> None:
         """Write a file there. Raises SandboxError."""
-        await in_own_task(self.sandbox.upload(path, data), grace=GRACE_SECONDS)
+
+        async def upload() -> None:
+            async with aclosing(data):
+                await self.sandbox.upload(path, data)
+
+        await in_own_task(upload, grace=GRACE_SECONDS)
 
     def _receive(self, channel: int, data: bytes) -> None:
         if channel == SUPERVISOR:
@@ -362,11 +366,11 @@ class BrokeredPlace(SupervisedPlace):
                 raise ended
 
 
-async def _once(data: bytes) -> AsyncIterator[bytes]:
+async def _once(data: bytes) -> AsyncGenerator[bytes]:
     yield data
 
 
-async def _pieces(path: Path) -> AsyncIterator[bytes]:
-    async with await anyio.open_file(path, "rb") as file:
-        while piece := await file.read(PIECE_BYTES):
+async def _pieces(path: Path) -> AsyncGenerator[bytes]:
+    with path.open("rb") as file:  # not by a thread: a cancel would lose what that has opened
+        while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
             yield piece
