@@ -1,9 +1,11 @@
 """What hostile code tries in a sandbox behind a broker: against this machine, against the broker, and against another worker of it."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -11,7 +13,7 @@ import pytest
 
 from arlm.environments.brokered import BrokeredPlace
 from arlm.environments.sandbox import Reach
-from arlm.guest.confine import grade
+from arlm.guest.confine import _image, grade
 from arlm.testing import payloads, payloads_broker, payloads_container
 from arlm.testing.bench import Bench, Subject, open_bench
 from arlm.testing.escapes import Targets, attempt_each, has_ended, open_targets
@@ -60,8 +62,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(monkeypatch: pytest.MonkeyPatch, *, network: bool = False) -> AsyncIterator[Stage]:
+async def staged(monkeypatch: pytest.MonkeyPatch, *, network: bool = False, own_image: bool = False) -> AsyncIterator[Stage]:
     """A stage, which at its end must be the one that it was."""
+    monkeypatch.setattr(LoopbackREPL, "own_image", own_image)
     environment = LoopbackREPL(network=network)
     heard: list[dict[str, Any]] = []
     start = LoopbackSandbox.start
@@ -120,17 +123,24 @@ async def test_no_payload_gets_out_of_a_sandbox_or_to_a_neighbour(monkeypatch: p
         assert await reached_beside(stage, FAMILIES[family]) == {}
 
 
+IMAGES = pytest.mark.parametrize("own_image", [False, True], ids=["closed disk", "own image"])
+
+
 @WALLS
-async def test_no_payload_gets_to_the_broker_or_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with staged(monkeypatch) as stage:
+@IMAGES
+async def test_no_payload_gets_to_the_broker_or_through_it(monkeypatch: pytest.MonkeyPatch, own_image: bool) -> None:
+    async with staged(monkeypatch, own_image=own_image) as stage:
         assert await reached(stage, BROKER) == {}
         assert stage.broker.is_running()
         assert await reached_beside(stage, BESIDE) == {}
 
 
 @WALLS
-async def test_with_a_network_a_cell_speaks_to_the_broker_and_is_refused_what_is_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with staged(monkeypatch, network=True) as stage:
+@IMAGES
+async def test_with_a_network_a_cell_speaks_to_the_broker_and_is_refused_what_is_the_hosts(
+    monkeypatch: pytest.MonkeyPatch, own_image: bool
+) -> None:
+    async with staged(monkeypatch, network=True, own_image=own_image) as stage:
         assert await reached(stage, payloads_broker.BROKER + payloads_broker.SPEAK) == {}
         stage.told["folder"] = await beside(stage)
         assert await reached(stage, payloads_broker.NEIGHBOUR) == {}
@@ -162,3 +172,17 @@ async def test_the_payloads_would_notice_a_token_that_is_the_hosts(monkeypatch: 
 def test_the_names_of_all_corpora_are_unique() -> None:
     names = [it.name for it in (*CORPUS, *payloads_container.CONTAINER, *BROKER, *payloads_broker.SPEAK, *payloads_broker.NEIGHBOUR)]
     assert len(names) == len(set(names))
+
+
+def test_a_closed_folder_is_left_out_of_the_image_by_whatever_name(tmp_path: Path) -> None:
+    place = tmp_path / "above" / "place"
+    (place / "w1").mkdir(parents=True)
+    (tmp_path / "above" / "beside").write_text("")
+    (tmp_path / "link").symlink_to(place)
+    (tmp_path / "link above").symlink_to(place.parent)
+    (tmp_path / "link inside").symlink_to(place / "w1")
+    opened = _image(str(tmp_path / "link above" / "place"))
+    assert str(tmp_path / "above" / "beside") in opened
+    assert not [path for path in opened if f"{place}/".startswith(f"{os.path.realpath(path)}/")]
+    assert not [path for path in opened if f"{os.path.realpath(path)}/".startswith(f"{place}/")]
+    assert set(_image("")) >= {"/usr", "/etc"}

@@ -44,7 +44,8 @@ class Sandbox(ABC):
     """One machine somewhere.
 
     Attributes:
-        folder: a path there that may be written to, for what the host puts there.
+        folder: an absolute path there that may be written to, for what the host puts there. What every worker may read lies elsewhere:
+            ``/usr``, Python's own folders.
     """
 
     folder: str
@@ -292,9 +293,15 @@ class BrokeredPlace(SupervisedPlace):
 
     def _settle(self) -> None:
         folder = self._room.sandbox.folder
-        read = [f"{folder}/{CONTEXTS}", *(["/"] if self._environment.own_image else [])]
         self._control, self._folder = self._room.control, folder
-        self._confine = {"read": read, "write": [], "network": self._environment.network, "require": False, "processes": MAX_PROCESSES}
+        self._confine = {
+            "read": [f"{folder}/{CONTEXTS}", *(["/"] if self._environment.own_image else [])],
+            "write": [],
+            "closed": folder,
+            "network": self._environment.network,
+            "require": False,
+            "processes": MAX_PROCESSES,
+        }
 
     async def _renew(self) -> None:
         async with self._renewing:

@@ -91,7 +91,9 @@ def prepare() -> None:
         _program(False)
 
 
-def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require: bool, processes: int = MAX_PROCESSES) -> Dict[str, bool]:
+def confine(
+    *, read: Iterable[str], write: Iterable[str], network: bool, require: bool, processes: int = MAX_PROCESSES, closed: str = ""
+) -> Dict[str, bool]:
     """Confine this process, which must have one thread, and everything it will start. There is no way back.
 
     Args:
@@ -101,6 +103,7 @@ def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require
         network: leave IP sockets and connections open; Unix sockets by path stay closed.
         require: fail when a part is missing.
         processes: how many processes and threads may be added to those of the machine; not for root, whom the kernel exempts.
+        closed: a folder in which ``/`` opens nothing: other workers' folders are there.
 
     Returns:
         the parts that hold, as ``grade`` names them.
@@ -120,7 +123,7 @@ def confine(*, read: Iterable[str], write: Iterable[str], network: bool, require
     _give_up_privileges()
     version = landlock_version()
     if version:
-        _landlock(version, read, write, network)
+        _landlock(version, read, write, network, closed)
     if _has_seccomp():
         _seccomp(network)
     return parts
@@ -170,7 +173,7 @@ def _give_up_privileges() -> None:
     _check(_libc.capset(header, struct.pack("=6I", *[0] * 6)), "capset")
 
 
-def _landlock(version: int, read: Iterable[str], write: Iterable[str], network: bool) -> None:
+def _landlock(version: int, read: Iterable[str], write: Iterable[str], network: bool, closed: str) -> None:
     handled = sum(rights for since, rights in FS_BY_VERSION.items() if since <= version)
     net = NET_BIND_CONNECT_TCP if version >= 4 and not network else 0
     scoped = SCOPE_SIGNAL | SCOPE_ABSTRACT_UNIX if version >= 6 else 0
@@ -183,7 +186,7 @@ def _landlock(version: int, read: Iterable[str], write: Iterable[str], network: 
         for path in ("/proc/self", "/proc/thread-self"):
             _allow(ruleset, path, reading, True)
         for path in read:
-            for part in _image() if path == "/" else (path,):
+            for part in _image(closed) if path == "/" else (path,):
                 _allow(ruleset, part, reading)
         for path in WRITABLE_DEVICES:
             _allow(ruleset, path, (READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV) & handled, False)
@@ -209,8 +212,24 @@ def _allow(ruleset: int, path: str, rights: int, is_folder: Optional[bool] = Non
 
 
 @functools.lru_cache(maxsize=None)
-def _image() -> List[str]:
-    return [path for path in (f"/{name}" for name in os.listdir("/")) if not os.path.ismount(path)]
+def _image(closed: str) -> List[str]:
+    """The root's entries, without what is mounted, and without one folder: of those above it the entries take their place."""
+    inside = os.path.realpath(closed) + "/" if closed else ""
+    found, folders = [], ["/"]
+    for folder in folders:
+        try:
+            paths = [os.path.join(folder, name) for name in os.listdir(folder)]
+        except OSError:
+            continue  # nor could a cell look into it
+        for path in paths:
+            real = os.path.realpath(path) + "/"
+            if os.path.ismount(path) or (inside and real.startswith(inside)):
+                continue
+            if not inside.startswith(real):
+                found.append(path)
+            elif not os.path.islink(path):
+                folders.append(path)
+    return found
 
 
 @functools.lru_cache(maxsize=None)

@@ -174,7 +174,7 @@ NETWORK = (
 BESIDE = (
     payload_each("read_a_neighbour_s_folder", '[t["folder"] + "/*", "/work/w*/*"]', "if os.path.dirname(found) != os.getcwd():\n                got.append(open(found, 'rb').read(1))"),
     payload_each("write_a_neighbour_s_folder", '[t["folder"]]', MAKE),
-    payload("list_neighbours", 'import os\nreturn [name for name in os.listdir("/work") if name != os.path.basename(os.getcwd())]'),
+    payload("list_neighbours", 'import os\nreturn [name for name in os.listdir(os.path.dirname(os.getcwd())) if name != os.path.basename(os.getcwd())]'),
     payload("plant_a_module", 'open(t["folder"] + "/json.py", "w").write("x")\nreturn True'),
     payload_each("read_a_neighbour_s_entries", "[f\"/proc/{t['neighbour']}/{name}\" for name in ('environ', 'maps', 'fd/*', 'mem')]", "os.close(os.open(found, os.O_RDONLY | os.O_NONBLOCK))\n            got.append(found)"),
     payload("read_a_neighbour_s_memory", MEMORY.format(process="t['neighbour']"), "canary"),
