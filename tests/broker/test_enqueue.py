@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -20,9 +21,11 @@ from arlm.guest import wire
 from arlm.server import peer
 from arlm.testing import conformance
 from arlm.testing.bench import open_bench
+from arlm.testing.gateway import open_gateway
+from arlm.testing.gateway_faults import AnswerInstead, only
 from arlm.testing.loopback import LoopbackREPL
 from broker_host import TOKEN_DOOR, TOKEN_HOST, call
-from brokers import served
+from brokers import loopback, served
 from programs import ProgramLM, final
 
 DOOR, OTHER = 2, 3  # channels
@@ -467,6 +470,39 @@ async def test_who_asks_on_while_the_host_has_all_it_takes_loses_the_door_and_no
         assert said[-1] == "503 more than 1,000 bytes came while earlier requests waited"
         assert said[:-1] in ([], ["401 the token is not valid here"])  # to those who came later
         assert await bench.out("print(llm_query('still here'))") == "still here\n"
+
+
+ANSWERS = """
+import json, urllib.request, urllib.error
+from concurrent.futures import ThreadPoolExecutor
+url, token = open(".enqueue").read().split()
+body = json.dumps({"call": "llm_query", "args": {"prompt": "hold" + "x" * 300_000, "model": None}}).encode()
+def ask(_):
+    try:
+        return 200, urllib.request.urlopen(urllib.request.Request(url, body, {"x-arlm-token": token})).reason
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)["error"]["message"]
+with ThreadPoolExecutor(8) as pool:
+    for said in sorted(set(pool.map(ask, range(8)))):
+        print(*said)
+"""
+
+
+async def test_answers_that_do_not_get_away_are_bounded_and_cost_the_door_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(peer, "MAX_UNSENT", 1_000_000)
+    async with open_gateway() as gateway:
+        environment = loopback(gateway, network=True)
+        async with open_bench(conformance.Subject(name="loopback", environment=lambda: environment)) as bench:
+            await bench.out("1")
+            async with bench.running(ANSWERS) as task:
+                await bench.script.until(lambda: bench.script.in_flight == 8)
+                gateway.plan = only(itertools.repeat(AnswerInstead(status=503)), path="/respond")
+                bench.script.release.set()
+                await bench.script.until(lambda: bench.script.in_flight == 0)
+                gateway.plan = None
+            assert task.result().output.splitlines()[-1] == "503 bench does not read: 1,000,000 bytes wait for it"
+            assert await bench.out("print(llm_query('still here'))") == "still here\n"
+        assert len(environment.made) == 1
 
 
 def examples() -> list:

@@ -189,6 +189,10 @@ class Room:
         if self._poller is not None:
             self._poller.send(channel, data)
 
+    def unsent(self, channel: int) -> int:
+        """Bytes of a door that the broker has not said to have."""
+        return 0 if self._poller is None else self._poller.unsent(channel)
+
     async def close(self) -> None:
         """Destroy it. A second call waits for the first. Raises SandboxError when that could not be ordered."""
         if self._closing is None:
@@ -255,6 +259,9 @@ class _DoorTransport(CarriedTransport):
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         if not self._closed:
             self._room.send(self._channel, bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return self._room.unsent(self._channel)
 
     def close(self) -> None:
         if not self._closed:
