@@ -53,6 +53,15 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
+async def waiting_poll(port: int, asked: bytes, stack: contextlib.AsyncExitStack) -> asyncio.StreamWriter:
+    """The connection of a poll that waits in the broker: of two, one has ended the other, and so is there itself."""
+    polls = {asyncio.ensure_future(reader.readline()): writer for reader, writer in [await connect(port, asked, stack) for _ in range(2)]}
+    await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)
+    (newer,) = [poll for poll in polls if not poll.done()]
+    newer.add_done_callback(lambda poll: poll.cancelled() or poll.exception())
+    return polls[newer]
+
+
 def spoiled(packet: Packet) -> bytes:
     return packet.pack()[:-1] + b"?"
 
@@ -255,16 +264,8 @@ async def test_a_newer_poll_ends_an_older_one_which_is_given_nothing(host):
 async def test_a_poll_whose_client_went_away_loses_nothing(broker, host):
     await host.hear(SUPERVISOR)
     async with contextlib.AsyncExitStack() as stack:
-        asked = head("GET", f"/pending?epoch={host.epoch}&after=1&wait=30")
-        polls = {
-            asyncio.ensure_future(reader.readline()): writer
-            for reader, writer in [await connect(broker.port, asked, stack) for _ in range(2)]
-        }
-        await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)  # one has ended the other, and so is there itself
-        (newer,) = [poll for poll in polls if not poll.done()]
-        polls[newer].transport.abort()
-        await asyncio.wait({newer})
-        newer.exception()
+        polling = await waiting_poll(broker.port, head("GET", f"/pending?epoch={host.epoch}&after=1&wait=30"), stack)
+        polling.transport.abort()
     await host.tell(SUPERVISOR, {"id": 1, "call": "no such method", "args": {}})
     assert (await host.hear(SUPERVISOR))["id"] == 1
 
@@ -530,6 +531,17 @@ async def test_a_poll_keeps_it_alive_for_as_long_as_it_waits(tmp_path):
             assert (await host.poll(1.5)).pieces == []
             assert (await host.poll()).epoch == host.epoch
         assert program.process.wait(LONG) == 0
+
+
+async def test_a_poll_whose_client_went_away_does_not_keep_it_alive(tmp_path):
+    with run_broker(tmp_path, idle_seconds=0.5) as program:
+        async with contextlib.AsyncExitStack() as stack:
+            host = await stack.enter_async_context(open_host(program))
+            await host.meet()
+            await host.hear(SUPERVISOR)
+            polling = await waiting_poll(program.port, head("GET", f"/pending?epoch={host.epoch}&after=1&wait=60"), stack)
+            polling.transport.abort()
+        assert await asyncio.to_thread(program.process.wait, LONG) == 0
 
 
 async def test_the_host_is_told_when_the_supervisor_ends(host):

@@ -472,6 +472,17 @@ async def test_who_asks_on_while_the_host_has_all_it_takes_loses_the_door_and_no
         assert await bench.out("print(llm_query('still here'))") == "still here\n"
 
 
+async def test_a_call_over_http_is_cancelled_when_its_sandbox_dies():
+    environment = LoopbackREPL(network=True)
+    async with open_bench(conformance.Subject(name="loopback", environment=lambda: environment)) as bench:
+        await bench.out("1")
+        async with bench.running(FLOOD.replace("range(8)", "range(1)")) as task:
+            await bench.script.until(lambda: bench.script.prompts == ["hang"])
+            environment.made[0].process.kill()
+            await bench.script.until(lambda: bench.script.cancelled == ["hang"])
+        assert "its sandbox was lost" in task.result().error
+
+
 ANSWERS = """
 import json, urllib.request, urllib.error
 from concurrent.futures import ThreadPoolExecutor

@@ -953,6 +953,16 @@ async def test_what_runs_there_does_not_end_while_the_host_waits_for_news() -> N
     assert len(environment.made) == 1
 
 
+async def test_one_poll_may_be_lost_before_what_runs_there_ends() -> None:
+    async with open_gateway() as gateway:
+        async with open_bench(subject(loopback(gateway, idle_seconds=9.0))) as bench:
+            await bench.out("1")
+        assert {re.findall(r"wait=\d+", entry.path)[0] for entry in gateway.log if entry.path.startswith("/pending")} == {
+            "wait=0",
+            "wait=3",
+        }
+
+
 async def test_a_call_waits_for_no_timer() -> None:
     async with open_gateway() as gateway:
         environment = loopback(gateway, wait_seconds=60.0, lost_seconds=180.0, idle_seconds=600.0)
