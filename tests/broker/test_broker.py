@@ -261,6 +261,15 @@ async def test_a_newer_poll_ends_an_older_one_which_is_given_nothing(host):
     assert all((poll.pieces, poll.first) == ([], 1) for poll in ended)  # no gap for whoever takes it for news
 
 
+async def test_polls_that_come_in_one_turn_end_each_other():
+    relay = Relay(None)
+    polls = [asyncio.ensure_future(relay.pending(relay.epoch, 0, LONG)) for _ in range(5)]
+    async with asyncio.timeout(LONG / 2):
+        assert {packet.first for packet in await asyncio.gather(*polls[:-1])} == {1}
+    relay.send(SUPERVISOR, b"data")
+    assert (await polls[-1]).pieces == [(SUPERVISOR, b"data")]
+
+
 async def test_a_poll_whose_client_went_away_loses_nothing(broker, host):
     await host.hear(SUPERVISOR)
     async with contextlib.AsyncExitStack() as stack:

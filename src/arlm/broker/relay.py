@@ -69,7 +69,6 @@ class Relay:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while self._outgoing.size == 0 and mine == self._poll and (left := deadline - loop.time()) > 0:
-            self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), left)
             except asyncio.TimeoutError:  # noqa: UP041 - another class on Python 3.10
@@ -149,6 +148,7 @@ class Relay:
 
     def _tell(self) -> None:
         self._changed.set()
+        self._changed = asyncio.Event()  # not cleared: until Python 3.12 `wait_for` begins to wait a turn later, and would miss it
 
     async def read_supervisor(self) -> None:
         """Pass on what the supervisor says, until it ends."""
