@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from arlm.environments.control import Control
 from arlm.environments.docker import DISK_BYTES, PIDS, DockerREPL
 from arlm.environments.docker_container import EMPTY, LABEL, Plan
-from arlm.environments.forkserver import Control
 from arlm.environments.owner import owner
 from arlm.environments.supervised import SupervisedPlace
 from arlm.guest import wire

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from arlm.environments import forkserver
-from arlm.environments.forkserver import Control, current
+from arlm.environments import control, forkserver
+from arlm.environments.control import Control
+from arlm.environments.forkserver import current
 from arlm.errors import SandboxError
 from arlm.guest import processes, wire
 from arlm.testing.conformance import Bench, alive_here
@@ -104,7 +105,7 @@ async def test_a_python_that_does_not_start_is_a_sandbox_error(monkeypatch: pyte
 
 
 async def test_a_supervisor_that_does_not_answer_is_a_sandbox_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forkserver, "START_SECONDS", 0.05)
+    monkeypatch.setattr(control, "START_SECONDS", 0.05)
     monkeypatch.setattr(forkserver, "STOP_SECONDS", 0.05)
     monkeypatch.setattr(forkserver, "command", lambda: ["sleep", "600"])
     server = forkserver.ForkServer.start()

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from arlm.environments import forkserver, holders
-from arlm.environments.forkserver import Control
+from arlm.environments.control import Control
 from arlm.environments.process import ProcessREPL, Road
 from arlm.environments.repl import REPL
 from arlm.environments.supervised import SupervisedPlace

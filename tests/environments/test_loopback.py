@@ -24,10 +24,10 @@ import pytest
 
 import arlm
 from arlm.context import write_context
-from arlm.environments import brokered, forkserver, repl
+from arlm.environments import brokered, control, repl
 from arlm.environments.base import Environment, Loaded
 from arlm.environments.brokered import Room, Sandbox
-from arlm.environments.forkserver import Control
+from arlm.environments.control import Control
 from arlm.environments.repl import GRACE_SECONDS
 from arlm.environments.sandbox import Reach
 from arlm.errors import SandboxError
@@ -241,8 +241,8 @@ async def test_a_gateway_that_is_down_for_too_long_costs_the_sandbox_and_not_the
 
 
 async def test_an_outage_while_a_worker_is_started_costs_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forkserver, "KILL_SECONDS", 0.05)
-    monkeypatch.setattr(forkserver, "ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(control, "KILL_SECONDS", 0.05)
+    monkeypatch.setattr(control, "ALIVE_SECONDS", 0.05)
     monkeypatch.setitem(LMHandler.__init__.__kwdefaults__, "hello_seconds", 0.1)
     async with open_gateway() as gateway:
         environment = loopback(gateway)

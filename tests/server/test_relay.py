@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from arlm.environments import relay
-from arlm.environments.forkserver import Control, LocalWorker
+from arlm.environments.control import Control, ForkedWorker
 from arlm.guest import wire
 from arlm.server import peer
 from arlm.server.handler import LMHandler
@@ -44,13 +44,13 @@ class Relayed:
     def __init__(self, handler: LMHandler, control: Control, pipe: Pipe) -> None:
         self.handler, self.control, self.pipe = handler, control, pipe
 
-    async def worker(self, name: str) -> tuple[LocalWorker, Peer]:
+    async def worker(self, name: str) -> tuple[ForkedWorker, Peer]:
         ticket = self.handler.expect(name, [])
         worker = self.control.worker(self.handler.connection())
         self.feed(worker, {"hello": wire.VERSION, "token": ticket.token})
         return worker, await ticket.peer()
 
-    def feed(self, worker: LocalWorker, *messages: wire.Message) -> None:
+    def feed(self, worker: ForkedWorker, *messages: wire.Message) -> None:
         assert worker.relay is not None
         worker.relay.feed(b"".join(b"".join(wire.encode(message)) for message in messages))
 

@@ -26,7 +26,7 @@ from ..shielding import in_own_task
 from ..shortages import told
 from .archive import NAME, archive
 from .carried import CarriedTransport
-from .forkserver import ALIVE_SECONDS, Control
+from .control import ALIVE_SECONDS, Control
 from .holders import Holders
 from .relay import KEPT_BYTES
 from .supervised import SupervisedPlace

@@ -16,11 +16,11 @@ from ..errors import SandboxError
 from ..guest.confine import MAX_PROCESSES
 from ..lifetimes import finish
 from .base import Exit
+from .control import Control, ForkedWorker
 from .docker_box import CONTEXTS, GUEST, INSIDE, Box, guest_archive, is_own, normal
 from .docker_engine import NOT_AN_ENGINE, Engine, EngineDown, NameTaken, NoSuchImage, NotStarted, let_go
 from .docker_input import InputWriter
 from .docker_pull import pull
-from .forkserver import Control, LocalWorker
 from .owner import owner
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ class _Control(Control):
             await self._leave()
         await super().killed(answer)
 
-    def _end(self, worker: LocalWorker, how: Exit) -> None:
+    def _end(self, worker: ForkedWorker, how: Exit) -> None:
         if how.status == -signal.SIGKILL and not how.reason:
             why = f"its container may have run out of memory, of which it has {self._memory:,} bytes: option `memory`"
             how = replace(how, reason=f"it was killed (signal 9; {why})")

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import SandboxError
 from ..server.peer import CallError, PeerLost
-from .forkserver import Control, LocalWorker
+from .control import Control, ForkedWorker
 
 SAMPLE_BYTES = 1024 * 1024  # of a JSON file, to tell whether its strings are long
 LONG_BYTES = 8 * 1024  # of a string: using it changes one page of several
@@ -69,7 +69,7 @@ class Holders:
         self.release(holder)
         return None
 
-    def loads_alone(self, worker: LocalWorker, files: Iterable[tuple[str, str]]) -> None:
+    def loads_alone(self, worker: ForkedWorker, files: Iterable[tuple[str, str]]) -> None:
         """A worker was started that has copies of its own."""
         wanted = tuple(dict.fromkeys(files))
         if wanted:
@@ -103,7 +103,7 @@ class Holder:
         claims: workers that were forked from it and live, or are about to be.
     """
 
-    worker: LocalWorker
+    worker: ForkedWorker
     loading: asyncio.Future[Any]
     claims: int = 0
 

@@ -21,7 +21,8 @@ from ..lifetimes import finish
 from ..server.handler import LMHandler
 from ..shortages import told
 from .base import Environment, Place
-from .forkserver import STOP_SECONDS, Control, clean_environment, command, current
+from .control import Control
+from .forkserver import STOP_SECONDS, clean_environment, command, current
 from .holders import Holders
 from .supervised import SupervisedPlace
 

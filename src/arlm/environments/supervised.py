@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import SandboxError
 from ..server.handler import LMHandler, Ticket
 from .base import Place, Worker
-from .forkserver import Control, LocalWorker
+from .control import Control, ForkedWorker
 from .holders import Holders
 
 RELAYED_HELLO_SECONDS = 60.0  # from the order to fork it, which goes the same road: as long as a REPL waits for its worker
@@ -46,7 +46,7 @@ class SupervisedPlace(Place):
         self._confine = confine
         self._processes = processes
         self._holders = holders
-        self._workers: list[LocalWorker] = []
+        self._workers: list[ForkedWorker] = []
         self._count = 0
 
     async def start_worker(self, ticket: Ticket, *, memory_limit: int | None, contexts: Sequence[tuple[str, str]] = ()) -> Worker:
@@ -107,7 +107,7 @@ class SupervisedPlace(Place):
     def _is_lost(self) -> bool:
         return self._control.peer is None or self._control.peer.lost is not None
 
-    async def _spawn(self, args: dict[str, Any]) -> LocalWorker:
+    async def _spawn(self, args: dict[str, Any]) -> ForkedWorker:
         worker = self._control.worker(self._handler.connection(RELAYED_HELLO_SECONDS) if self._address is None else None)
         self._workers = [*(known for known in self._workers if not known.exited.done()), worker]
         await self._control.spawn(worker, args)
