@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import pytest_asyncio
@@ -189,6 +190,65 @@ async def test_polls_become_shorter_where_a_gateway_does_not_wait(echo: Echo, mo
             await gateway.until(lambda: gateway.counts["requests"] >= 14)
         assert 2 <= gateway.counts["limit"] <= 6
         await goes_round(it, heard, b"data")
+
+
+class Impatient:
+    """What answers polls that would wait longer than ``patience`` with 504, as long as it has one."""
+
+    def __init__(self) -> None:
+        self.patience: float | None = 0.1
+        self.waits: list[float] = []
+        self.polled = asyncio.Event()
+
+    def wrap(self, app: Any) -> Any:
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            query = parse_qs(scope["query_string"].decode())
+            if scope["path"] != "/pending" or query["wait"] == ["0"]:
+                await app(scope, receive, send)
+                return
+            self.waits.append(float(query["wait"][0]))
+            self.polled.set()
+            if self.patience is None or self.waits[-1] <= self.patience:
+                await app(scope, receive, send)
+                return
+            await asyncio.sleep(self.patience)
+            await send({"type": "http.response.start", "status": 504, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+
+        return wrapped
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                self.polled.clear()
+                await self.polled.wait()
+
+
+async def test_polls_become_longer_again_when_a_gateway_waits_as_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller, "SHORTEST_SECONDS", 0.01)
+    monkeypatch.setattr(poller, "QUIET_POLLS", 1)
+    gateway, heard = Impatient(), Heard()
+    async with open_echo(gateway.wrap) as echo, polling(echo.url, heard, wait_seconds=0.4) as it:
+        await gateway.until(lambda: gateway.waits[-1:] == [0.1])
+        gateway.patience = None
+        await gateway.until(lambda: gateway.waits[-1] == 0.4)
+        await goes_round(it, heard, b"data")
+
+
+async def test_what_is_too_long_for_a_gateway_is_tried_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller, "SHORTEST_SECONDS", 0.01)
+    monkeypatch.setattr(poller, "QUIET_POLLS", 1)
+    monkeypatch.setattr(poller, "PAUSES", (0.001, 0.002))
+    gateway, heard = Impatient(), Heard()
+    gateway.patience = 0.02
+    async with open_echo(gateway.wrap) as echo, polling(echo.url, heard, wait_seconds=0.04):
+        await gateway.until(lambda: len(gateway.waits) >= 70)
+    longer = [number for number, wait in enumerate(gateway.waits) if wait == 0.04]
+    begun = [number for number in longer if number - 1 not in longer]
+    gaps = [later - earlier for earlier, later in pairwise(begun)]
+    assert len(gaps) >= 3
+    assert gaps == sorted(gaps)
+    assert gaps[-1] >= 4 * gaps[0]
 
 
 MEGABYTE = 1024 * 1024

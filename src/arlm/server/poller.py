@@ -23,6 +23,7 @@ logger = logging.getLogger("arlm.server")
 WAIT_SECONDS = 20.0  # of a long poll: gateways allow 30 to 100
 SHORTEST_SECONDS = 0.5  # of one, where a gateway allows less than was thought
 LATE = 1 / 20  # of its time: a poll that fails after that may have been too long for a gateway
+QUIET_POLLS = 10  # without news, after which a longer one is tried again; twice as many each time that it was too long
 ANSWER_SECONDS = 15.0  # for an answer to begin, beyond that
 GONE_SECONDS = 15.0  # for the question whether the sandbox is there
 GONE_GRACE_SECONDS = 1.0  # for an SDK to let go of it
@@ -82,7 +83,7 @@ class Poller:
         self._receive = receive
         self._on_lost = on_lost
         self._is_gone = is_gone
-        self._wait = min(wait_seconds, lost_seconds / 3)
+        self._wait = _Wait(min(wait_seconds, lost_seconds / 3))
         self._lost_seconds = lost_seconds
         self._epoch = ""
         self._incoming = Incoming()
@@ -145,17 +146,21 @@ class Poller:
         pauses = _Pauses("no poll was answered by", self._heard)
         while self.lost is None:
             began = self._now()
-            asked = {"epoch": self._epoch, "after": str(self._incoming.after), "wait": f"{self._wait:g}", "most": str(pauses.most)}
+            wait = self._wait.seconds
+            asked = {"epoch": self._epoch, "after": str(self._incoming.after), "wait": f"{wait:g}", "most": str(pauses.most)}
             try:
-                packet = await self._ask("GET", "/pending", asked, None, self._wait + ANSWER_SECONDS)
+                packet = await self._ask("GET", "/pending", asked, None, wait + ANSWER_SECONDS)
             except Failed as error:
-                if pauses.failures and self._now() - began > self._wait * LATE:
-                    self._wait = max(self._wait / 2, SHORTEST_SECONDS)
+                if pauses.failures and self._now() - began > wait * LATE:
+                    self._wait.shorten()
                 await self._weigh(error, pauses, self._lost_seconds)
                 continue
             pauses.since = self._now()
-            if self._take(packet) or pauses.since - began > self._wait / 2:
+            if self._take(packet):
                 pauses.reset()
+            elif pauses.since - began > wait / 2:
+                pauses.reset()
+                self._wait.passed()
             else:
                 await pauses.pause()  # another poll ended it, or an old answer came again
 
@@ -241,6 +246,37 @@ class Poller:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+class _Wait:
+    """How long a poll waits.
+
+    Attributes:
+        seconds: of the next one.
+    """
+
+    def __init__(self, longest: float) -> None:
+        self.seconds = self._longest = longest
+        self._quiet = 0
+        self._needed = QUIET_POLLS
+        self._trying = False  # a longer one, which no poll has passed yet
+
+    def shorten(self) -> None:
+        """It was too long for a gateway, or may have been."""
+        self.seconds = max(self.seconds / 2, SHORTEST_SECONDS)
+        self._quiet = 0
+        if self._trying:
+            self._trying = False
+            self._needed *= 2
+
+    def passed(self) -> None:
+        """It went by without news. After some of them a longer one is tried: an outage may have been taken for a short patience."""
+        self._trying = False
+        self._quiet += 1
+        if self._quiet >= self._needed and self.seconds < self._longest:
+            self.seconds = min(2 * self.seconds, self._longest)
+            self._quiet = 0
+            self._trying = True
 
 
 class _Pauses:
