@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 
 from ..environments.docker import IMAGE, DockerREPL
 from ..environments.docker_container import LABEL
-from ..environments.docker_engine import Engine, EngineDown, open_engine, without_credentials
+from ..environments.docker_engine import Engine, open_engine
+from ..environments.docker_errors import EngineDown, without_credentials
 from ..environments.owner import owner
 from ..errors import ConfigError, describe
 from ..options import RunOptions

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..environments.docker_engine import Engine, without_credentials
+from ..environments.docker_engine import Engine
+from ..environments.docker_errors import without_credentials
 from ..environments.docker_rooms import SEES_FILES, what_is_shared
 from ..types import JSON
 from .findings import Finding, Status

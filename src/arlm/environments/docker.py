@@ -22,7 +22,7 @@ from ..shortages import told
 from .base import Environment, Place
 from .docker_box import CONTEXTS, SOCKETS, file_archive, is_own, normal
 from .docker_container import WORK, Plan
-from .docker_engine import EngineDown
+from .docker_errors import EngineDown
 from .docker_leftovers import sweep, sweeping
 from .docker_rooms import Room, Rooms
 from .holders import Holders

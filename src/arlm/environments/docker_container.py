@@ -18,7 +18,8 @@ from ..lifetimes import finish
 from .base import Exit
 from .control import Control, ForkedWorker
 from .docker_box import CONTEXTS, GUEST, INSIDE, Box, guest_archive, is_own, normal
-from .docker_engine import NOT_AN_ENGINE, Engine, EngineDown, NameTaken, NoSuchImage, NotStarted, let_go
+from .docker_engine import Engine, let_go
+from .docker_errors import NOT_AN_ENGINE, EngineDown, NameTaken, NoSuchImage, NotStarted
 from .docker_input import InputWriter
 from .docker_pull import pull
 from .owner import owner

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from ..errors import SandboxError
 from ..lifetimes import finish
 from .docker_container import LABEL
-from .docker_engine import Engine, EngineDown, Labelled, open_engine
+from .docker_engine import Engine, Labelled, open_engine
+from .docker_errors import EngineDown
 from .owner import is_dead, is_owner
 
 logger = logging.getLogger("arlm.environments")

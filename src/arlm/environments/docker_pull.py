@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SandboxError
-from .docker_engine import Engine, Told, cut
+from .docker_engine import Engine
+from .docker_errors import Told, cut
 from .opening import progress
 
 if TYPE_CHECKING:
