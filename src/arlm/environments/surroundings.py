@@ -121,7 +121,7 @@ class Interrupter(cells.Interrupter):
         """From here on user code runs, on this thread."""
         with self._lock:
             self._thread = threading.get_ident()
-            self.armed = True
+            super().arm()
 
     def disarm(self) -> None:
         """User code no longer runs; an exception on its way is called back."""
@@ -138,8 +138,8 @@ class Interrupter(cells.Interrupter):
     def interrupt(self, reason: str) -> None:
         """Stop the cell, if one runs; from any other thread. May be called again and again."""
         with self._lock:
-            if self.armed and self._thread is not None:
-                _raise_in(self._thread, _stopped(reason))
+            if self.armed and self._thread is not None and time.monotonic() >= self._next:
+                _raise_in(self._thread, _stopped(reason, self.raised))
                 _wake_loops(self._thread)
 
 
@@ -148,10 +148,11 @@ def _raise_in(thread: int, error: type[BaseException] | None) -> None:
     set_error(ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error))
 
 
-def _stopped(reason: str) -> type[cells.CellStopped]:
+def _stopped(reason: str, on_raised: Callable[[], None]) -> type[cells.CellStopped]:
     """Python makes the exception itself, from a class and nothing else: so the reason is in the class."""
 
     def __init__(self: cells.CellStopped) -> None:
+        on_raised()
         cells.CellStopped.__init__(self, reason)
 
     return type("CellStopped", (cells.CellStopped,), {"__init__": __init__, "__module__": "builtins"})

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 import types
+from time import monotonic
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .values import is_json
@@ -19,6 +20,7 @@ MAX_VARIABLES = 200  # names in a report: enough to say what was lost, few enoug
 ECHO_CHARS = 100_000  # a longer str is echoed by its beginning: its repr would cost a second copy
 _HERE = os.path.dirname(os.path.abspath(__file__))
 CODE_FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+AGAIN_SECONDS = 0.5  # from one interrupt that was raised to the next: `finally` blocks, asyncio.run's too, have half of the grace
 
 
 class CellStopped(KeyboardInterrupt):
@@ -33,15 +35,22 @@ class Interrupter:
     def __init__(self) -> None:
         self.armed = False
         self.reason = ""
+        self._next = 0.0  # when one may be raised again
 
     def arm(self) -> None:
         """From here on user code runs."""
+        self._next = 0.0
         self.armed = True
 
     def handle(self, _signal: int, _frame: Any) -> None:
         """The handler itself; the signal may come again and again."""
-        if self.armed:
+        if self.armed and monotonic() >= self._next:
+            self.raised()
             raise CellStopped(self.reason)
+
+    def raised(self) -> None:
+        """An interrupt was raised: what it ends has AGAIN_SECONDS for itself."""
+        self._next = monotonic() + AGAIN_SECONDS
 
     def disarm(self) -> None:
         """From here on the handler is silent. One signal may still hit before; it is swallowed."""

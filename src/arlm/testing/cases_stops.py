@@ -104,6 +104,14 @@ async def a_stopped_cell_runs_its_finally_blocks(bench: Bench) -> None:
 
 
 @case(cell_timeout=SHORT)
+async def a_stopped_cell_is_not_interrupted_again_in_its_finally_blocks(bench: Bench) -> None:
+    slow = "until = time.monotonic() + 0.3\n    while time.monotonic() < until: pass\n    closed = True"
+    begun = "begun = True  # Python 3.11 does not find the handlers of a try that begins with the loop"
+    await bench.cell(f"import time\ntry:\n    {begun}\n    while True: pass\nfinally:\n    {slow}")
+    assert await bench.out("closed") == "True\n"
+
+
+@case(cell_timeout=SHORT)
 async def a_stopped_cell_keeps_what_it_printed_and_assigned(bench: Bench) -> None:
     result = await bench.cell("print('begun')\nmade = 5\nwhile True: pass")
     assert result.output.startswith("begun\n")
