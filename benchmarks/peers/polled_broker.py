@@ -63,5 +63,6 @@ def respond() -> tuple[Response, int]:
 
 if __name__ == "__main__":
     server = make_server("127.0.0.1", 0, app, threaded=True)
+    server.socket.listen(1_024)  # its own 128 are too few for a thousand at once: some of them are reset, and the cell fails
     print(server.port, flush=True)
     server.serve_forever()
