@@ -59,7 +59,7 @@ class Poller:
         is_gone: asks, when several requests in a row have failed, whether the sandbox is: returns why, or None while it is there. Where it
             fails or does not answer, nothing is known. It is cancelled once, in a task of its own.
         headers: for the gateway, in each request.
-        wait_seconds: of a long poll; polls become shorter where a gateway does not wait so long.
+        wait_seconds: of a long poll; polls become shorter where a gateway does not wait so long, and longer again where it does.
         lost_seconds: in which nothing gets through, in one direction or in both, after which the connection is lost.
 
     Attributes:
